@@ -1,0 +1,37 @@
+# make demo: install, then the whole pipeline to the tables on generated data.   make test: install, then all checks.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: demo test test-all lint install clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "mmseg needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (the first time takes a few minutes)"
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: install
+	mmseg ablate --blocks residual,mbconv,mmbconv
+
+lint: install
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+test: lint
+	python -m pytest
+
+test-all: lint
+	python -m pytest -m 'slow or not slow'
+
+clean:
+	rm -rf data runs .work mlflow.db mlflow.db-* mlruns mlartifacts

@@ -1,0 +1,324 @@
+"""A preset's parameters, typed. `params.yaml` is the only place where numbers live; an unknown key is an error.
+
+Durations are optimizer steps, batch sizes are global (over all devices), sizes are [height, width] in pixels.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from mmseg_cli.errors import MmsegError
+from mmseg_cli.names import BLOCK_NAMES, unknown_name
+
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9_-]*$"  # names reach a shell and file names
+
+
+def _number(value: Any) -> Any:
+    """Take a number that was written as a string, as in "1e-4"; anything else is left to the type check."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+Real = Annotated[float, BeforeValidator(_number)]
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[Real, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=NAME)]
+Size = Annotated[list[Positive], Field(min_length=2, max_length=2)]
+
+
+def _block(name: str) -> str:
+    if name not in BLOCK_NAMES:
+        error = unknown_name("block", name, BLOCK_NAMES)
+        raise ValueError(f"{error.what}: {error.todo}")
+    return name
+
+
+Block = Annotated[str, AfterValidator(_block)]
+
+
+class Section(BaseModel):
+    """Base of all sections: no unknown keys, no silent conversions, no later changes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Generate(Section):
+    """How a generated dataset is made (`source: synthetic`). For imagenet, `train` and `val` count for each class."""
+
+    train: Positive
+    val: Positive
+    height: Annotated[int, Field(ge=32)]
+    seed: int = 0
+    classes: Positive = 10
+
+
+class Dataset(Section):
+    """One dataset: where it comes from and how it is stored.
+
+    `long_side` and `short_side` limit the size of JPEG sources once, when they are prepared; None keeps them.
+    """
+
+    source: Literal["disk", "synthetic"] = "disk"
+    generate: Generate | None = None
+    long_side: Positive | None = None
+    short_side: Positive | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Dataset:
+        if (self.source == "synthetic") != (self.generate is not None):
+            raise ValueError("`generate` goes with `source: synthetic`, and only with it")
+        if self.long_side and self.short_side:
+            raise ValueError("set long_side or short_side, not both")
+        return self
+
+
+class Network(Section):
+    """The U-Net's body; the meaning of each key is documented in `mmseg_cli.models.unet`."""
+
+    layout: Literal["uniform", "pyramid"]
+    width: Positive
+    depth: Positive
+    levels: Positive
+    stem_stride: Literal[1, 2, 4]
+    expansion: Annotated[Real, Field(gt=0)]
+    se_ratio: Fraction
+    norm: Literal["batch", "group"] = "batch"
+    activation: Literal["relu", "silu", "hardswish", "gelu"] = "silu"
+
+
+class Variant(Section):
+    """A row of the ablation: a block, and what else differs from `network`."""
+
+    block: Block
+    layout: Literal["uniform", "pyramid"] | None = None
+    width: Positive | None = None
+    depth: Positive | None = None
+    levels: Positive | None = None
+    stem_stride: Literal[1, 2, 4] | None = None
+    expansion: Annotated[Real, Field(gt=0)] | None = None
+    se_ratio: Fraction | None = None
+    norm: Literal["batch", "group"] | None = None
+    activation: Literal["relu", "silu", "hardswish", "gelu"] | None = None
+
+
+class Augment(Section):
+    """Random changes of a training sample. `scale` is the zoom of a crop (segmentation) or its share of the
+    picture's area (classification); `colour` is the strength of brightness, contrast and saturation jitter."""
+
+    scale: Annotated[list[Annotated[Real, Field(gt=0)]], Field(min_length=2, max_length=2)]
+    flip: bool = True
+    colour: Fraction = 0.0
+
+
+class Stage(Section):
+    """One rung of the ladder. `steps: 0` leaves it out: the weights before it pass through."""
+
+    dataset: Name
+    steps: Annotated[int, Field(ge=0)]
+    batch: Positive
+    crop: Size
+    optimizer: Literal["sgd", "adamw"]
+    learning_rate: Annotated[Real, Field(gt=0)]
+    weight_decay: Annotated[Real, Field(ge=0)]
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["poly", "cosine", "constant"] = "poly"
+    power: Annotated[Real, Field(gt=0)] = 0.9
+    label_smoothing: Fraction = 0.0
+    clip_norm: Annotated[Real, Field(gt=0)] | None = None
+    augment: Augment
+    validate_every: Positive
+    checkpoint_every: Positive
+
+    @field_validator("augment")
+    @classmethod
+    def _ordered(cls, augment: Augment) -> Augment:
+        if augment.scale[0] > augment.scale[1]:
+            raise ValueError("scale must be [smallest, largest]")
+        return augment
+
+
+class Evaluate(Section):
+    """What is evaluated, and how many pictures are drawn."""
+
+    dataset: Name
+    overlays: Annotated[int, Field(ge=0)] = 4
+
+
+class CostSection(Section):
+    """The measured cost: one training step of `batch` crops, timed in turn for all variants."""
+
+    batch: Positive
+    crop: Size
+    repeats: Positive
+    warmup: Annotated[int, Field(ge=0)] = 2
+
+
+class Ablate(Section):
+    """The grid: every variant is trained with every seed; the first variant is the baseline."""
+
+    variants: Annotated[list[Name], Field(min_length=1)]
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Ablate:
+        for key in ("variants", "seeds"):
+            values = getattr(self, key)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{key} holds the same one twice")
+        return self
+
+
+class Runtime(Section):
+    """The process. None of these changes what is computed, except for the last bits of a sum."""
+
+    device: str = "auto"
+    workers: Annotated[int, Field(ge=0)] = 0
+    threads: Positive | None = None
+    channels_last: bool = True
+
+
+class Tracking(Section):
+    """The MLflow mirror. `uri: null` is MLFLOW_TRACKING_URI or the project's own `mlflow.db`."""
+
+    enabled: bool = True
+    uri: str | None = None
+    experiment: str = "mmseg"
+
+
+class Params(Section):
+    """A whole preset."""
+
+    preset: Name
+    root: str
+    params_file: str
+    datasets: dict[Name, Dataset]
+    network: Network
+    variants: dict[Name, Variant]
+    pretrain_imagenet: Stage
+    pretrain_mapillary: Stage
+    train: Stage
+    evaluate: Evaluate
+    cost: CostSection
+    ablate: Ablate
+    runtime: Runtime = Runtime()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _known_names(self) -> Params:
+        for variant in self.ablate.variants:
+            if variant not in self.variants:
+                raise ValueError(f"ablate.variants: {variant!r} is not in variants")
+        for section in ("pretrain_imagenet", "pretrain_mapillary", "train", "evaluate"):
+            dataset = getattr(self, section).dataset
+            if dataset not in self.datasets:
+                raise ValueError(f"{section}.dataset: {dataset!r} is not in datasets")
+        if self.train.steps == 0:
+            raise ValueError("train.steps: must be at least 1, only pretraining can be left out")
+        return self
+
+    def network_of(self, variant: str) -> dict[str, Any]:
+        """The explicit arguments of `mmseg_cli.models.unet.UNet` for one variant: `network`, then what it changes.
+
+        Raises:
+            MmsegError: `variant` is not in `variants`.
+        """
+        if variant not in self.variants:
+            raise MmsegError(f"variants.{variant}", "no such variant", f"choose from {', '.join(self.variants)}")
+        return self.network.model_dump() | self.variants[variant].model_dump(exclude_none=True)
+
+
+class _Yaml12Loader(yaml.SafeLoader):
+    """PyYAML with the scalar rules of YAML 1.2's core schema, which DVC's reader follows: `1e-4` is a number, `no`
+    is a string, a key that stands twice is an error. Two readers of one file must agree."""
+
+
+_Yaml12Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("int", r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$", "-+0123456789"),
+    ("float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", "-+0123456789."),
+    ("float", r"^(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", "-+."),
+    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("merge", r"^<<$", "<"),
+):
+    _Yaml12Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
+
+
+def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    text = str(loader.construct_scalar(node))
+    return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
+
+
+def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    loader.flatten_mapping(node)
+    seen: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+        seen[key] = loader.construct_object(value_node, deep=True)
+    return seen
+
+
+_Yaml12Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+_Yaml12Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def read_yaml(path: Path) -> Any:
+    """The value in a YAML file, by the same scalar rules as DVC.
+
+    Raises:
+        MmsegError: the file is missing or is not YAML; the message gives the line.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml12Loader)
+    except FileNotFoundError:
+        raise MmsegError(path, "missing", "give the path of an existing file") from None
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}" if error.problem_mark else "somewhere"
+        raise MmsegError(path, f"not valid YAML, {line} ({error.problem})", "mend that line") from error
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise MmsegError(path, f"cannot be read ({' '.join(str(error).split())})", "mend the file") from error
+
+
+def load(path: Path) -> Params:
+    """Read and check a preset's parameters.
+
+    Raises:
+        MmsegError: names the file and the key's path of the first fault.
+    """
+    value = read_yaml(path)
+    if not isinstance(value, dict):
+        raise MmsegError(path, "holds no sections", "compare it with the demo's params.yaml")
+    try:
+        return Params.model_validate(value)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(str(part) for part in fault["loc"])
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        if fault["type"] == "extra_forbidden":
+            raise MmsegError(path, f"unknown key {key}", f"correct or remove it{more}") from None
+        if fault["type"] == "missing":
+            raise MmsegError(path, f"the key {key} is missing", f"add it{more}") from None
+        got = "" if fault["type"] == "value_error" else f", got {fault['input']!r}"
+        message = fault["msg"].removeprefix("Value error, ")
+        where = f"{key}: " if key else ""
+        raise MmsegError(path, f"{where}{message}{got}", f"correct the value{more}") from None
