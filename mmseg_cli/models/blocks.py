@@ -1,0 +1,149 @@
+"""The blocks that are compared: one class for the inverted-residual family, one for the residual baseline.
+
+A block is a row of :data:`BLOCKS`, not a subclass, so that the table shows all that differs. Every block maps
+``x_BCHW`` to ``(B, out_channels, H, W)``.
+
+Shape suffixes: B batch, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from torch import Tensor, nn
+
+from mmseg_cli.models import layers
+from mmseg_cli.names import unknown_name
+
+
+class Residual(nn.Module):
+    """The basic block of ResNet (arXiv 1512.03385, figure 5 left): two 3x3 convolutions around a skip.
+
+    Where the channels differ, a 1x1 convolution with its normalisation projects the skip (option B there).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, norm: str, activation: str) -> None:
+        super().__init__()
+        self.conv1 = layers.conv(in_channels, out_channels, kernel_size=3)
+        self.norm1 = layers.norm(norm, out_channels)
+        self.act1 = layers.activation(activation)
+        self.conv2 = layers.conv(out_channels, out_channels, kernel_size=3)
+        self.norm2 = layers.norm(norm, out_channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                layers.conv(in_channels, out_channels, kernel_size=1), layers.norm(norm, out_channels)
+            )
+        self.act2 = layers.activation(activation)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Map ``x_BCHW`` to ``(B, out_channels, H, W)``."""
+        branch_BCHW = self.norm2(self.conv2(self.act1(self.norm1(self.conv1(x_BCHW)))))
+        y_BCHW: Tensor = self.act2(branch_BCHW + self.shortcut(x_BCHW))
+        return y_BCHW
+
+
+class InvertedResidual(nn.Module):
+    """MBConv (arXiv 1801.04381, with squeeze-excite as in arXiv 1905.11946) with free kernels at both ends.
+
+    expand -> depthwise -> squeeze-excite -> project (linear), each convolution with its normalisation, and an
+    identity skip where the channels agree. Kernels 1 and 1 give MBConv; 3 and 3 give MMBConv (arXiv 2402.04618),
+    in which every 1x1 convolution of MBConv is a 3x3 one. Squeeze-excite keeps its 1x1 convolutions: its maps are
+    1x1 in size, where a 3x3 kernel would see padding only.
+
+    Args:
+        in_channels: C of the input.
+        out_channels: C of the output.
+        expand_kernel: kernel size of the expanding convolution.
+        project_kernel: kernel size of the projecting convolution.
+        depthwise_kernel: kernel size of the depthwise convolution.
+        expansion: hidden channels per input channel; the product is rounded. DEVIATION: reference
+            implementations round it to a multiple of eight; the same wherever the product already is one.
+            Unlike them, a factor of 1 keeps the expanding convolution, so that every row has the same layers.
+        se_ratio: channels inside squeeze-excite per *input* channel (EfficientNet's rule); 0 leaves it out.
+        norm: ``batch`` or ``group``.
+        activation: ``relu``, ``silu``, ``hardswish`` or ``gelu``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        expand_kernel: int,
+        project_kernel: int,
+        depthwise_kernel: int = 3,
+        expansion: float,
+        se_ratio: float,
+        norm: str,
+        activation: str,
+    ) -> None:
+        super().__init__()
+        hidden = max(1, round(in_channels * expansion))
+        self.expand = layers.ConvNormAct(
+            in_channels, hidden, kernel_size=expand_kernel, norm=norm, activation=activation
+        )
+        self.depthwise = layers.ConvNormAct(
+            hidden, hidden, kernel_size=depthwise_kernel, groups=hidden, norm=norm, activation=activation
+        )
+        self.se: nn.Module = nn.Identity()
+        if se_ratio > 0:
+            reduced = max(1, round(in_channels * se_ratio))
+            self.se = layers.SqueezeExcite(hidden, reduced_channels=reduced, activation=activation)
+        self.project = layers.conv(hidden, out_channels, kernel_size=project_kernel)
+        self.project_norm = layers.norm(norm, out_channels)
+        self.has_skip = in_channels == out_channels
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Map ``x_BCHW`` to ``(B, out_channels, H, W)``."""
+        hidden_BCHW = self.se(self.depthwise(self.expand(x_BCHW)))
+        y_BCHW: Tensor = self.project_norm(self.project(hidden_BCHW))
+        return x_BCHW + y_BCHW if self.has_skip else y_BCHW
+
+
+class Kernels(TypedDict):
+    """The arguments of :class:`InvertedResidual` in which the rows of :data:`BLOCKS` differ."""
+
+    expand_kernel: int
+    project_kernel: int
+
+
+# None: not of the inverted-residual family, hence without expansion and squeeze-excite.
+BLOCKS: dict[str, Kernels | None] = {
+    "residual": None,
+    "mbconv": {"expand_kernel": 1, "project_kernel": 1},
+    "mmbconv": {"expand_kernel": 3, "project_kernel": 3},
+}
+
+
+def build_block(
+    name: str,
+    in_channels: int,
+    out_channels: int,
+    *,
+    expansion: float,
+    se_ratio: float,
+    norm: str,
+    activation: str,
+) -> nn.Module:
+    """Make the block ``name`` of :data:`BLOCKS`, which maps ``x_BCHW`` to ``(B, out_channels, H, W)``.
+
+    ``expansion`` and ``se_ratio`` are as in :class:`InvertedResidual`; ``residual`` has neither and ignores them.
+
+    Raises:
+        MmsegError: ``name``, ``norm`` or ``activation`` is unknown.
+    """
+    if name not in BLOCKS:
+        raise unknown_name("block", name, BLOCKS)
+    kernels = BLOCKS[name]
+    if kernels is None:
+        return Residual(in_channels, out_channels, norm=norm, activation=activation)
+    return InvertedResidual(
+        in_channels,
+        out_channels,
+        **kernels,
+        expansion=expansion,
+        se_ratio=se_ratio,
+        norm=norm,
+        activation=activation,
+    )

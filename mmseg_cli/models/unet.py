@@ -1,0 +1,338 @@
+"""The U-Net around the blocks, its two heads, and the one function that builds a network from names and numbers.
+
+A body gives one feature per level, the finest first. A head turns features into class scores. Segmentation reads
+the finest feature, which depends on every level; classification reads all of them, so that pretraining trains the
+encoder *and* the decoder.
+
+Shape suffixes: B batch, C channels, H height, W width, K classes; a list ``x_LBCHW`` holds one tensor per level.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmseg_cli.errors import MmsegError
+from mmseg_cli.models import layers
+from mmseg_cli.models.blocks import build_block
+from mmseg_cli.names import LAYOUT_NAMES, unknown_name
+
+
+def resize(x_BCHW: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize ``x_BCHW`` bilinearly to ``size`` (height, width), without aligning corners; a no-op at that size."""
+    if tuple(x_BCHW.shape[-2:]) == tuple(size):
+        return x_BCHW
+    return F.interpolate(x_BCHW, size=list(size), mode="bilinear", align_corners=False)
+
+
+def level_widths(*, layout: str, width: int, levels: int) -> tuple[int, ...]:
+    """Give the channels of every level, finest first.
+
+    ``uniform`` gives every level ``width`` channels: objects appear at every scale, so no scale gets less
+    (arXiv 2402.04618). ``pyramid`` doubles them from level to level, as in U-Net (arXiv 1505.04597).
+
+    Raises:
+        MmsegError: ``layout`` is unknown, or ``width`` or ``levels`` is below 1.
+    """
+    _at_least_one("width", width)
+    _at_least_one("levels", levels)
+    if layout == "uniform":
+        return (width,) * levels
+    if layout == "pyramid":
+        return tuple(width * 2**level for level in range(levels))
+    raise unknown_name("layout", layout, LAYOUT_NAMES)
+
+
+def _at_least_one(where: str, value: int) -> None:
+    if value < 1:
+        raise MmsegError(where, f"{value} is too small", "use 1 or more")
+
+
+class Stem(nn.Sequential):
+    """3x3 convolutions that lower the resolution by ``stride`` (1, 2 or 4) and give ``width`` channels.
+
+    The paper has a stem to bound memory; its form is not in the source. Ours halves the size with every convolution
+    (one convolution of stride 1 where ``stride`` is 1). With two, the first has half the channels: it works at the
+    highest resolution of the network, where activations cost most.
+
+    Maps ``x_BCHW`` to ``(B, width, ceil(H / stride), ceil(W / stride))``.
+
+    Raises:
+        MmsegError: ``stride`` is not 1, 2 or 4.
+    """
+
+    def __init__(self, in_channels: int, *, width: int, stride: int, norm: str, activation: str) -> None:
+        if stride not in (1, 2, 4):
+            raise MmsegError("stem_stride", f"{stride} is not possible", "use 1, 2 or 4")
+        widths = [max(1, width // 2), width] if stride == 4 else [width]
+        convs: OrderedDict[str, nn.Module] = OrderedDict()
+        for index, out_channels in enumerate(widths):
+            convs[f"conv{index}"] = layers.ConvNormAct(
+                in_channels,
+                out_channels,
+                kernel_size=3,
+                stride=1 if stride == 1 else 2,
+                norm=norm,
+                activation=activation,
+            )
+            in_channels = out_channels
+        super().__init__(convs)
+
+
+class DecoderLevel(nn.Module):
+    """Upsample the coarser feature to the skip, join the two with a 1x1 convolution, and run the blocks.
+
+    DEVIATION from U-Net (arXiv 1505.04597): bilinear upsampling to the skip's exact size instead of a transposed
+    convolution and cropping, so that any image size works. The joining convolution belongs to the U-Net, not to the
+    block, and stays 1x1 whatever block is compared.
+
+    Maps the coarser feature and the skip ``(B, C, H, W)`` to ``(B, C, H, W)``.
+    """
+
+    def __init__(
+        self, coarser_channels: int, channels: int, *, blocks: dict[str, nn.Module], norm: str, activation: str
+    ) -> None:
+        super().__init__()
+        self.fuse = layers.ConvNormAct(
+            coarser_channels + channels, channels, kernel_size=1, norm=norm, activation=activation
+        )
+        for name, block in blocks.items():
+            self.add_module(name, block)
+        self._block_names = tuple(blocks)
+
+    def forward(self, coarser_BCHW: Tensor, skip_BCHW: Tensor) -> Tensor:
+        """Give the feature of this level, of the skip's shape."""
+        upsampled_BCHW = resize(coarser_BCHW, skip_BCHW.shape[-2:])
+        x_BCHW: Tensor = self.fuse(torch.cat([skip_BCHW, upsampled_BCHW], dim=1))
+        for name in self._block_names:
+            x_BCHW = self.get_submodule(name)(x_BCHW)
+        return x_BCHW
+
+
+class UNet(nn.Module):
+    """The multi-scale body (arXiv 2402.04618, after U-Net, arXiv 1505.04597).
+
+    Stem, then ``levels`` encoder levels of ``depth`` blocks with a strided 3x3 convolution between them, then
+    ``levels - 1`` decoder levels of ``depth`` blocks. ``level0`` is the finest. Any image size works.
+
+    Args:
+        block: a name of :data:`mmseg_cli.names.BLOCK_NAMES`.
+        layout: ``uniform`` or ``pyramid``, see :func:`level_widths`.
+        width: channels of the finest level.
+        depth: blocks per level, on each side.
+        levels: number of resolutions.
+        stem_stride: 1, 2 or 4; the finest level has 1 / ``stem_stride`` of the image's resolution.
+        expansion: see :class:`mmseg_cli.models.blocks.InvertedResidual`.
+        se_ratio: see the same.
+        norm: ``batch`` or ``group``.
+        activation: ``relu``, ``silu``, ``hardswish`` or ``gelu``.
+        in_channels: channels of the image.
+
+    Attributes:
+        channels: channels of each feature that :meth:`forward` gives, finest first.
+
+    Raises:
+        MmsegError: a name is unknown or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        block: str,
+        layout: str,
+        width: int,
+        depth: int,
+        levels: int,
+        stem_stride: int,
+        expansion: float,
+        se_ratio: float,
+        norm: str,
+        activation: str,
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        _at_least_one("depth", depth)
+        self.channels = level_widths(layout=layout, width=width, levels=levels)
+
+        def blocks(channels: int) -> dict[str, nn.Module]:
+            return {
+                f"block{index}": build_block(
+                    block,
+                    channels,
+                    channels,
+                    expansion=expansion,
+                    se_ratio=se_ratio,
+                    norm=norm,
+                    activation=activation,
+                )
+                for index in range(depth)
+            }
+
+        self.stem = Stem(in_channels, width=width, stride=stem_stride, norm=norm, activation=activation)
+        self.encoder = nn.ModuleDict()
+        for level, channels in enumerate(self.channels):
+            stages: OrderedDict[str, nn.Module] = OrderedDict()
+            if level > 0:
+                # Not in the source: how the resolution is halved. A strided 3x3, outside the blocks, so that no
+                # block's design decides it.
+                stages["down"] = layers.ConvNormAct(
+                    self.channels[level - 1], channels, kernel_size=3, stride=2, norm=norm, activation=activation
+                )
+            stages.update(blocks(channels))
+            self.encoder[f"level{level}"] = nn.Sequential(stages)
+        self.decoder = nn.ModuleDict()
+        for level in reversed(range(levels - 1)):
+            self.decoder[f"level{level}"] = DecoderLevel(
+                self.channels[level + 1],
+                self.channels[level],
+                blocks=blocks(self.channels[level]),
+                norm=norm,
+                activation=activation,
+            )
+
+    def forward(self, x_BCHW: Tensor) -> list[Tensor]:
+        """Give one feature per level, finest first; the last is the encoder's bottom."""
+        x_BCHW = self.stem(x_BCHW)
+        skips_LBCHW: list[Tensor] = []
+        for encode in self.encoder.values():
+            x_BCHW = encode(x_BCHW)
+            skips_LBCHW.append(x_BCHW)
+        features_LBCHW = [skips_LBCHW.pop()]
+        for decode in self.decoder.values():  # from coarse to fine
+            features_LBCHW.append(decode(features_LBCHW[-1], skips_LBCHW.pop()))
+        return features_LBCHW[::-1]
+
+
+class SegmentationHead(nn.Module):
+    """A 1x1 convolution on the finest feature: features to ``(B, num_classes, H, W)`` at that feature's size."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.classifier = layers.conv(in_channels, num_classes, kernel_size=1, bias=True)
+
+    def forward(self, features_LBCHW: list[Tensor]) -> Tensor:
+        """Give the logits at the finest feature's size."""
+        logits_BKHW: Tensor = self.classifier(features_LBCHW[0])
+        return logits_BKHW
+
+
+class ClassificationHead(nn.Module):
+    """The means of every level's feature, joined, through one linear layer: features to ``(B, num_classes)``.
+
+    Not in the source: how the U-Net is pretrained on classification. Reading every decoder level lets the gradient
+    reach the whole body, so that segmentation starts from a trained decoder as well.
+    """
+
+    def __init__(self, channels: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(sum(channels), num_classes)
+
+    def forward(self, features_LBCHW: list[Tensor]) -> Tensor:
+        """Give the logits of the image."""
+        means_BC = torch.cat([feature_BCHW.mean((2, 3)) for feature_BCHW in features_LBCHW], dim=1)
+        logits_BK: Tensor = self.classifier(means_BC)
+        return logits_BK
+
+
+class SegmentationNetwork(nn.Module):
+    """A body and a segmentation head, under the keys ``body`` and ``head``."""
+
+    def __init__(self, body: UNet, head: SegmentationHead) -> None:
+        super().__init__()
+        self.body = body
+        self.head = head
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Map images to ``logits_BKHW`` of exactly the images' size."""
+        return resize(self.head(self.body(x_BCHW)), x_BCHW.shape[-2:])
+
+
+class ClassificationNetwork(nn.Module):
+    """A body and a classification head, under the keys ``body`` and ``head``."""
+
+    def __init__(self, body: UNet, head: ClassificationHead) -> None:
+        super().__init__()
+        self.body = body
+        self.head = head
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Map images to ``logits_BK``."""
+        logits_BK: Tensor = self.head(self.body(x_BCHW))
+        return logits_BK
+
+
+def initialise(network: SegmentationNetwork | ClassificationNetwork) -> None:
+    """Draw every weight anew from torch's global generator; on the meta device this does nothing.
+
+    Convolutions: normal with variance 2 / fan-out (He, arXiv 1502.01852), a channel's own group being all it fans
+    out to, as in EfficientNet's code. Normalisations: weight 1, bias 0. Classifier: normal with deviation 0.01. All
+    biases 0. Not in the source: the paper names no initialisation. The last normalisation of a residual branch
+    is *not* set to zero (arXiv 1706.02677): the layers before it would get no gradient in the first step.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+            nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
+        elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+            nn.init.ones_(module.weight)
+        else:
+            continue
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    nn.init.normal_(network.head.classifier.weight, 0.0, 0.01)
+    if network.head.classifier.bias is not None:
+        nn.init.zeros_(network.head.classifier.bias)
+
+
+def build_network(
+    *,
+    task: Literal["segmentation", "classification"],
+    num_classes: int,
+    block: str,
+    layout: str,
+    width: int,
+    depth: int,
+    levels: int,
+    stem_stride: int,
+    expansion: float,
+    se_ratio: float,
+    norm: str,
+    activation: str,
+) -> SegmentationNetwork | ClassificationNetwork:
+    """Build and initialise a network for RGB images; two calls after the same ``torch.manual_seed`` are equal.
+
+    A segmentation network maps ``x_BCHW`` to ``logits_BKHW`` of the same size, a classification network to
+    ``logits_BK``. Both have the same ``body.*`` keys, so that weights move from one to the other. The other arguments
+    are those of :class:`UNet`.
+
+    Raises:
+        MmsegError: a name is unknown or a number is out of range.
+    """
+    _at_least_one("num_classes", num_classes)
+    if task not in ("segmentation", "classification"):
+        raise unknown_name("task", task, ("segmentation", "classification"))
+    body = UNet(
+        block=block,
+        layout=layout,
+        width=width,
+        depth=depth,
+        levels=levels,
+        stem_stride=stem_stride,
+        expansion=expansion,
+        se_ratio=se_ratio,
+        norm=norm,
+        activation=activation,
+    )
+    network: SegmentationNetwork | ClassificationNetwork
+    if task == "segmentation":
+        network = SegmentationNetwork(body, SegmentationHead(body.channels[0], num_classes))
+    else:
+        network = ClassificationNetwork(body, ClassificationHead(body.channels, num_classes))
+    initialise(network)
+    return network

@@ -1,0 +1,244 @@
+"""Costs: pinned numbers beside their hand formulas, hand-counted activations, and the two measurements."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mmseg_cli.errors import MmsegError
+from mmseg_cli.models import cost
+from mmseg_cli.models.blocks import build_block
+from mmseg_cli.models.cost import (
+    Cost,
+    activation_bytes,
+    block_cost,
+    describe,
+    macs,
+    parameters,
+    peak_training_bytes,
+    step_seconds,
+)
+from mmseg_cli.models.unet import build_network
+from mmseg_cli.names import BLOCK_NAMES
+
+# One block: W channels, HIDDEN = 2 W, squeeze-excite to R = W / 4, on a map of 8x8 = PIXELS.
+W, HIDDEN, R, PIXELS = 16, 32, 4, 64
+SE_WEIGHTS = 2 * HIDDEN * R
+DEPTHWISE = 9 * HIDDEN
+INVERTED_REST = SE_WEIGHTS + R + HIDDEN + 2 * (HIDDEN + HIDDEN + W)  # with both biases and three norms
+
+HAND_PARAMETERS = {
+    "residual": 2 * 9 * W * W + 2 * 2 * W,
+    "mbconv": 2 * W * HIDDEN + DEPTHWISE + INVERTED_REST,
+    "mmbconv": 9 * 2 * W * HIDDEN + DEPTHWISE + INVERTED_REST,
+}
+HAND_MACS_PER_PIXEL = {
+    "residual": 2 * 9 * W * W,
+    "mbconv": 2 * W * HIDDEN + DEPTHWISE,
+    "mmbconv": 9 * 2 * W * HIDDEN + DEPTHWISE,
+}
+HAND_MACS_PER_MAP = {"residual": 0, "mbconv": SE_WEIGHTS, "mmbconv": SE_WEIGHTS}
+
+PINNED_BLOCKS = {
+    "residual": (4_672, 294_912),
+    "mbconv": (1_764, 84_224),
+    "mmbconv": (9_956, 608_512),
+}
+# The uniform network of the same blocks at a 64x96 image.
+PINNED_NETWORKS = {
+    "residual": (41_995, 21_817_344),
+    "mbconv": (21_639, 8_450_560),
+    "mmbconv": (78_983, 41_677_312),
+}
+
+
+def network_arguments(block: str) -> dict[str, object]:
+    return {
+        "task": "segmentation",
+        "num_classes": 11,
+        "block": block,
+        "layout": "uniform",
+        "width": W,
+        "depth": 1,
+        "levels": 4,
+        "stem_stride": 2,
+        "expansion": 2,
+        "se_ratio": 0.25,
+        "norm": "batch",
+        "activation": "relu",
+    }
+
+
+@pytest.mark.parametrize("name", BLOCK_NAMES)
+def test_block_costs_are_pinned(name: str) -> None:
+    got = block_cost(name, width=W, height=8, width_px=8, expansion=2, se_ratio=0.25, norm="batch", activation="relu")
+    assert (got.parameters, got.macs) == PINNED_BLOCKS[name]
+    assert got.parameters == HAND_PARAMETERS[name]
+    assert got.macs == PIXELS * HAND_MACS_PER_PIXEL[name] + HAND_MACS_PER_MAP[name]
+
+
+@pytest.mark.parametrize("name", BLOCK_NAMES)
+def test_network_costs_are_pinned(name: str) -> None:
+    with torch.device("meta"):
+        network = build_network(**network_arguments(name))
+    got = describe(network, (1, 3, 64, 96))
+    assert (got.parameters, got.macs) == PINNED_NETWORKS[name]
+
+    stem, down, fuse, head = 3 * 9 * W, 9 * W * W, 2 * W * W, 11 * W
+    norm = 2 * W
+    assert got.parameters == (stem + norm) + 7 * HAND_PARAMETERS[name] + 3 * (down + norm + fuse + norm) + head + 11
+
+    pixels = [32 * 48 // 4**level for level in range(4)]
+    blocks = [2, 2, 2, 1]  # encoder and decoder, but one bottom
+    by_hand = (stem + head) * pixels[0] + sum(down * n for n in pixels[1:]) + sum(fuse * n for n in pixels[:3])
+    for count, n in zip(blocks, pixels, strict=True):
+        by_hand += count * (HAND_MACS_PER_PIXEL[name] * n + HAND_MACS_PER_MAP[name])
+    assert got.macs == by_hand
+
+
+def test_mmbconv_keeps_the_activations_of_mbconv() -> None:
+    # What the paper's "+10 % memory" is made of is weights and working memory: the kept maps are the same.
+    with torch.device("meta"):
+        kept = {
+            name: activation_bytes(build_network(**network_arguments(name)), (2, 3, 64, 96)) for name in BLOCK_NAMES
+        }
+    assert kept["mmbconv"] == kept["mbconv"] > kept["residual"]
+
+
+def test_activations_against_a_hand_count() -> None:
+    images, maps = 3 * 8 * 8 * 4, 4 * 8 * 8 * 4  # bytes of the input and of one map of four channels
+    conv = nn.Conv2d(3, 4, 3, padding=1)
+    assert activation_bytes(nn.Sequential(conv, nn.ReLU()), (1, 3, 8, 8)) == images + maps == 1792
+    # Batch norm keeps its input and, per channel, a mean and a deviation; ReLU keeps its output.
+    with_norm = nn.Sequential(conv, nn.BatchNorm2d(4), nn.ReLU())
+    assert activation_bytes(with_norm, (1, 3, 8, 8)) == images + 2 * maps + 2 * 4 * 4 == 2848
+
+
+def test_a_storage_that_two_operations_keep_counts_once() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+
+        def forward(self, x_BCHW: Tensor) -> Tensor:
+            return self.one(x_BCHW) + self.two(x_BCHW)
+
+    assert activation_bytes(Twice(), (1, 3, 8, 8)) == 3 * 8 * 8 * 4
+
+
+def test_activations_grow_with_the_batch_but_weights_do_not_count() -> None:
+    wide = nn.Sequential(nn.Conv2d(3, 4096, 1), nn.Conv2d(4096, 1, 1))
+    one, two = (activation_bytes(wide, (batch, 3, 2, 2)) for batch in (1, 2))
+    assert two == 2 * one == 2 * (3 + 4096) * 4 * 4
+
+
+def test_counting_leaves_the_module_as_it_was() -> None:
+    network = build_network(**network_arguments("mmbconv"))
+    network.head.eval()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    modes = [module.training for module in network.modules()]
+    describe(network, (2, 3, 32, 32))
+    after = network.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert [module.training for module in network.modules()] == modes
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_a_large_image_costs_no_time() -> None:
+    start = time.perf_counter()
+    with torch.device("meta"):
+        network = build_network(**{**network_arguments("mmbconv"), "width": 256})
+    got = describe(network, (8, 3, 1024, 2048))
+    assert isinstance(got, Cost)
+    assert got.activation_bytes > 10**11
+    assert time.perf_counter() - start < 10
+
+
+def test_counts_do_not_depend_on_where_the_weights_lie() -> None:
+    size = (1, 3, 32, 48)
+    with torch.device("meta"):
+        on_meta = build_network(**network_arguments("mbconv"))
+    assert describe(build_network(**network_arguments("mbconv")), size) == describe(on_meta, size)
+
+
+def test_a_linear_layer_and_shared_weights() -> None:
+    linear = nn.Linear(5, 5)
+    assert parameters(nn.Sequential(linear, linear)) == 30
+    assert macs(nn.Sequential(linear, linear), (2, 5)) == 2 * 2 * 25
+
+
+def test_a_misspelled_block_is_a_one_line_error() -> None:
+    with pytest.raises(MmsegError, match="did you mean mmbconv"):
+        block_cost("mmbcomv", width=W, height=8, width_px=8, expansion=2, se_ratio=0, norm="batch", activation="relu")
+
+
+class Recorder(nn.Module):
+    """Notes its name in a common list at every call."""
+
+    def __init__(self, name: str, calls: list[str], *, dense: bool) -> None:
+        super().__init__()
+        self.name, self.calls, self.dense = name, calls, dense
+        self.conv = nn.Conv2d(3, 2, 1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        self.calls.append(self.name)
+        assert self.training
+        assert x_BCHW.is_contiguous(memory_format=torch.channels_last)
+        logits_BKHW = self.conv(x_BCHW)
+        return logits_BKHW if self.dense else logits_BKHW.mean((2, 3))
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_steps_are_measured_in_turns_and_train(autocast: torch.dtype | None) -> None:
+    calls: list[str] = []
+    networks = {name: Recorder(name, calls, dense=name != "c") for name in "abc"}
+    before = {name: network.conv.weight.clone() for name, network in networks.items()}
+    seconds = step_seconds(networks, batch=2, height=4, width=6, repeats=2, warmup=1, device="cpu", autocast=autocast)
+    assert calls == list("abc") * 3
+    assert {name: len(samples) for name, samples in seconds.items()} == {"a": 2, "b": 2, "c": 2}
+    assert all(sample > 0 for samples in seconds.values() for sample in samples)
+    assert not any(torch.equal(before[name], network.conv.weight) for name, network in networks.items())
+
+
+def test_peak_memory_on_the_cpu_holds_at_least_the_activations() -> None:
+    arguments = network_arguments("mbconv")
+    size = {"batch": 4, "height": 128, "width": 192}
+    got = peak_training_bytes(build_network, arguments, device="cpu", **size)
+    kept = activation_bytes(build_network(**arguments), (4, 3, 128, 192))
+    assert kept < got < 4 * kept
+
+
+def test_peak_memory_refuses_bad_arguments_before_it_starts_a_process() -> None:
+    with pytest.raises(MmsegError, match="levels: 0 is too small"):
+        peak_training_bytes(
+            build_network, {**network_arguments("mbconv"), "levels": 0}, batch=1, height=8, width=8, device="cpu"
+        )
+
+
+def test_peak_memory_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "_proc_status_bytes", lambda field: None)
+    before = cost._restart_peak()
+    assert before > 10**7
+    held = torch.ones(before // 4 + 5 * 10**6)  # more than was ever resident
+    assert cost._peak_resident_bytes() - before > 10**7
+    del held
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_measurements_on_cuda() -> None:
+    arguments = network_arguments("mmbconv")
+    size = {"batch": 4, "height": 128, "width": 192}
+    got = peak_training_bytes(build_network, arguments, device="cuda", **size)
+    assert activation_bytes(build_network(**arguments), (4, 3, 128, 192)) * 0.8 < got
+    seconds = step_seconds({"a": build_network(**arguments)}, repeats=2, warmup=1, device="cuda", **size)
+    assert len(seconds["a"]) == 2
+
+
+def test_a_block_counts_the_same_alone_and_described() -> None:
+    block = build_block("mmbconv", W, W, expansion=2, se_ratio=0.25, norm="group", activation="silu")
+    assert describe(block, (1, W, 8, 8)) == block_cost(
+        "mmbconv", width=W, height=8, width_px=8, expansion=2, se_ratio=0.25, norm="group", activation="silu"
+    )
