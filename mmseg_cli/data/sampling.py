@@ -1,0 +1,68 @@
+"""Which item and which crop a training step sees: a pure function of (seed, step, position in the global batch).
+
+Philox, a counter-based generator (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), gives every
+sample its own stream, so workers, ranks, variants and restarts cannot change the data order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+_ORDER, _DRAW = 1, 2  # the two uses of a seed, each with streams of its own
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """The random part of one training sample. All uniform in [0, 1); what they mean is the transforms' business.
+
+    Attributes:
+        item: the position in the split.
+        scale, aspect, top, left: shape and place of the crop.
+        flip: mirror left and right.
+        colour: three numbers for brightness, contrast and saturation.
+    """
+
+    item: int
+    scale: float
+    aspect: float
+    top: float
+    left: float
+    flip: bool
+    colour: tuple[float, float, float]
+
+
+def _generator(seed: int, use: int, first: int, second: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=np.array([seed, use], np.uint64), counter=[0, 0, first, second]))
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, items: int) -> NDArray[np.int64]:
+    """The order of one epoch: every item once."""
+    return _generator(seed, _ORDER, epoch, 0).permutation(items)
+
+
+def draw(*, seed: int, step: int, position: int, batch: int, items: int) -> Draw:
+    """The sample at `position` of the global batch of `step`.
+
+    Args:
+        seed: the run's seed.
+        step: the optimizer step, from 0.
+        position: 0 .. batch - 1.
+        batch: the global batch size.
+        items: the number of items in the split; each epoch of `items` samples is a permutation of them.
+    """
+    epoch, place = divmod(step * batch + position, items)
+    scale, aspect, top, left, flip, *colour = _generator(seed, _DRAW, step, position).random(8).tolist()
+    return Draw(
+        item=int(_order(seed, epoch, items)[place]),
+        scale=scale,
+        aspect=aspect,
+        top=top,
+        left=left,
+        flip=flip < 0.5,
+        colour=(colour[0], colour[1], colour[2]),
+    )
