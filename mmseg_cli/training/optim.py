@@ -1,0 +1,28 @@
+"""Optimizers. Norms and biases (all parameters with fewer than two dimensions) get no weight decay, as is usual."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mmseg_cli.errors import MmsegError
+
+MOMENTUM = 0.9
+
+
+def build_optimizer(
+    network: nn.Module, *, name: str, learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """SGD with momentum 0.9, or AdamW (Loshchilov and Hutter 2019).
+
+    Raises:
+        MmsegError: an unknown name.
+    """
+    decayed = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+    free = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=learning_rate, momentum=MOMENTUM)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=learning_rate)
+    raise MmsegError("optimizer", f"unknown name {name!r}", "choose from sgd, adamw")

@@ -1,0 +1,318 @@
+"""The three rungs of the ladder (ImageNet, Mapillary, Cityscapes): builds the parts from a preset and runs the loop.
+
+This is the border where parameters become explicit arguments; no module below sees a parameters object.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+
+from mmseg_cli import runtime
+from mmseg_cli.data import loader
+from mmseg_cli.data.store import Split, Store, open_store
+from mmseg_cli.errors import MmsegError
+from mmseg_cli.evaluation import inference, metrics
+from mmseg_cli.files import fingerprint, new_folder, require_writable, sha256, write_json, write_text
+from mmseg_cli.models import weights
+from mmseg_cli.models.unet import build_network
+from mmseg_cli.params import Params, Stage
+from mmseg_cli.paths import Paths, run_name
+from mmseg_cli.training import checkpoint, losses, schedule
+from mmseg_cli.training.loop import Step, fit
+from mmseg_cli.training.optim import build_optimizer
+from mmseg_cli.training.transfer import transfer
+
+LADDER = ("pretrain_imagenet", "pretrain_mapillary", "train")
+TASKS: dict[str, Literal["segmentation", "classification"]] = {
+    "pretrain_imagenet": "classification",
+    "pretrain_mapillary": "segmentation",
+    "train": "segmentation",
+}
+HISTORY = "history.jsonl"
+
+
+class Screen(Protocol):
+    """What training tells a person; the command line implements it."""
+
+    def begin(self, *, total: int, done: int) -> None:
+        """The number of steps in all, and those done before."""
+
+    def step(self, step: Step) -> None:
+        """One optimizer step."""
+
+    def note(self, text: str) -> None:
+        """A line worth keeping."""
+
+    def warn(self, text: str) -> None:
+        """A line to worry about."""
+
+
+class Log(Protocol):
+    """A sink of metrics."""
+
+    def __call__(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Receive the metrics of a step."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The end of one run of a rung.
+
+    Attributes:
+        folder: weights, history and record.
+        figures: the validation figures, in [0, 1]; empty for a rung that was left out.
+        note: one line on how it came about.
+    """
+
+    folder: Path
+    figures: dict[str, float]
+    note: str
+
+
+def _leave_out(stage: str, run: Path, previous: Path | None, *, variant: str, seed: int) -> Trained:
+    """A rung with `steps: 0`: the weights before it, if any, pass through."""
+    before = weights.read_record(previous) if previous is not None else {"weights": False, "ladder": [], "network": {}}
+    record = {
+        **before,
+        "stage": stage,
+        "variant": variant,
+        "seed": seed,
+        "left_out": True,
+        "fingerprint": fingerprint([stage, "left out", before.get("fingerprint")]),
+    }
+    with new_folder(run) as folder:
+        if previous is not None and before["weights"]:
+            shutil.copyfile(previous / weights.WEIGHTS, folder / weights.WEIGHTS)
+        write_json(folder / weights.RECORD, record)
+    return Trained(run, {}, "left out by the preset (steps: 0): what came before passes through")
+
+
+def _crops(
+    section: Stage, split: Split, *, task: str, seed: int
+) -> loader.SegmentationCrops | loader.ClassificationCrops:
+    """The training batches of a rung as a function of the step."""
+    crop = (section.crop[0], section.crop[1])
+    scale = (section.augment.scale[0], section.augment.scale[1])
+    common: dict[str, Any] = {
+        "split": split,
+        "seed": seed,
+        "batch": section.batch,
+        "crop": crop,
+        "flip": section.augment.flip,
+        "colour": section.augment.colour,
+    }
+    if task == "classification":
+        return loader.ClassificationCrops(area=scale, **common)
+    return loader.SegmentationCrops(zoom=scale, **common)
+
+
+def _validator(
+    section: Stage, store: Store, *, task: str, device: torch.device, workers: int
+) -> Callable[[nn.Module], dict[str, float]]:
+    """A function that gives a network's figures on the whole val split."""
+    split = store.split("val")
+    if task == "classification":
+        pictures = loader.CentreCrops(split, batch=section.batch, crop=(section.crop[0], section.crop[1]))
+        return lambda network: inference.top_k_accuracy(
+            network, loader.items_loader(pictures, workers=workers), device=device
+        )
+
+    def mean_iou(network: nn.Module) -> dict[str, float]:
+        images = loader.items_loader(loader.WholeImages(split), workers=workers)
+        matrix = inference.confusions(network, images, classes=len(store.space.classes), device=device).sum(0)
+        metrics.require_pixels(matrix, str(store.folder))
+        return {"mean_iou": metrics.mean_iou(matrix), "pixel_accuracy": metrics.pixel_accuracy(matrix)}
+
+    return mean_iou
+
+
+def _read_history(path: Path, *, up_to: int) -> list[dict[str, Any]]:
+    """The rows of an interrupted run that its checkpoint has seen."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # the last line of a killed process may be half written
+        if row["step"] <= up_to:
+            rows.append(row)
+    return rows
+
+
+def _identity(
+    section: Stage, store: Store, *, stage: str, network: dict[str, Any], seed: int, source: str | None
+) -> str:
+    """The fingerprint of everything that defines a run: a changed value never resumes another run's state."""
+    aside = ("mmseg_cli.cli", "mmseg_cli.tracking")
+    code = [name for name in sys.modules if name.startswith("mmseg_cli.") and not name.startswith(aside)]
+    return fingerprint(
+        {
+            "stage": stage,
+            "parameters": section.model_dump(),
+            "network": network,
+            "seed": seed,
+            "data": sha256(store.folder / "manifest.json"),
+            "initial_weights": source,
+            "code": runtime.code_hash(code),
+        }
+    )
+
+
+def run_stage(
+    stage: str,
+    *,
+    params: Params,
+    paths: Paths,
+    variant: str,
+    seed: int,
+    screen: Screen,
+    log: Log,
+) -> Trained:
+    """Train one rung for one variant and seed, or go on with it, and leave weights, history and record.
+
+    Args:
+        stage: one of LADDER.
+        log: receives metrics and the step they belong to.
+
+    Raises:
+        MmsegError: the rung before, the store or the parameters do not fit.
+        Interrupted: a signal came; a checkpoint was saved.
+        NumericalStop: the loss is not finite.
+    """
+    section: Stage = getattr(params, stage)
+    network_arguments = params.network_of(variant)
+    name = run_name(variant, seed)
+    run = paths.run(stage, name)
+    rung = LADDER.index(stage)
+    previous = paths.run(LADDER[rung - 1], name) if rung else None
+    require_writable(run.parent)
+    if section.steps == 0:
+        return _leave_out(stage, run, previous, variant=variant, seed=seed)
+
+    task = TASKS[stage]
+    store = open_store(paths.store(section.dataset), parameters=params.datasets[section.dataset].model_dump())
+    if store.task != task:
+        raise MmsegError(f"{stage}.dataset", f"{section.dataset} is for {store.task}", f"choose one for {task}")
+    runtime.limit_threads(params.runtime.threads)
+    device = runtime.pick_device(params.runtime.device)
+    runtime.seed_everything(seed)
+    network = build_network(task=task, num_classes=len(store.space.classes), **network_arguments)
+
+    ladder, source, arrived = [], None, None
+    if previous is not None:
+        before = weights.read_record(previous)
+        ladder = list(before["ladder"])
+        if before["weights"]:
+            file = previous / weights.WEIGHTS
+            arrived = transfer(network, weights.read_weights(file), file)
+            source = sha256(file)
+            screen.note(f"weights from {previous.parent.name}: {arrived.line()}")
+    identity = _identity(section, store, stage=stage, network=network_arguments, seed=seed, source=source)
+    if (run / weights.RECORD).is_file() and (run / weights.WEIGHTS).is_file():
+        done = weights.read_record(run)
+        if done.get("fingerprint") == identity and done.get("weights_sha256") == sha256(run / weights.WEIGHTS):
+            return Trained(run, done["figures"], "already trained with these parameters, nothing to do")
+
+    work = paths.work(stage, name, identity[:12])
+    layout = torch.channels_last if params.runtime.channels_last else torch.contiguous_format
+    network = network.to(device).to(memory_format=layout)
+    optimizer = build_optimizer(
+        network, name=section.optimizer, learning_rate=section.learning_rate, weight_decay=section.weight_decay
+    )
+    validate = _validator(section, store, task=task, device=device, workers=params.runtime.workers)
+    stop = runtime.StopRequest()
+    with runtime.only_one(work), stop.listening():
+        start = checkpoint.resume(work, network=network, optimizer=optimizer, warn=screen.warn)
+        history = _read_history(work / HISTORY, up_to=start)
+        write_text(work / HISTORY, "".join(json.dumps(row) + "\n" for row in history))
+        if start:
+            screen.note(f"going on after step {start} of {section.steps}")
+        screen.begin(total=section.steps, done=start)
+        with (work / HISTORY).open("a", encoding="utf-8") as history_file:
+
+            def keep(row: dict[str, float], step: int) -> None:
+                history.append({"step": step, **row})
+                history_file.write(json.dumps(history[-1]) + "\n")
+                history_file.flush()
+
+            def on_step(step: Step) -> None:
+                screen.step(step)
+                keep({"loss": step.loss, "learning_rate": step.learning_rate}, step.number)
+                speed = {"images_per_second": step.images / step.seconds, "data_wait": step.waited / step.seconds}
+                log({"loss": step.loss, "learning_rate": step.learning_rate, **speed}, step=step.number)
+                last = step.number == section.steps
+                if step.number % section.validate_every == 0 or last:
+                    figures = validate(network)
+                    keep(figures, step.number)
+                    log(figures, step=step.number)
+                    text = ", ".join(f"{key} {value:.4f}" for key, value in figures.items())
+                    screen.note(f"step {step.number}: {text}")
+                if step.number % section.checkpoint_every == 0 or last or stop.signal_number is not None:
+                    checkpoint.save(work, step=step.number, network=network, optimizer=optimizer)
+                    stop.raise_if_set(run, f"saved after step {step.number} of {section.steps}")
+
+            fit(
+                network,
+                loader.steps_loader(
+                    _crops(section, store.split("train"), task=task, seed=seed),
+                    start=start,
+                    stop=section.steps,
+                    workers=params.runtime.workers,
+                ),
+                optimizer=optimizer,
+                loss=partial(
+                    losses.cross_entropy if task == "classification" else losses.pixel_cross_entropy,
+                    label_smoothing=section.label_smoothing,
+                ),
+                learning_rate=partial(
+                    schedule.learning_rate,
+                    base=section.learning_rate,
+                    steps=section.steps,
+                    schedule=section.schedule,
+                    power=section.power,
+                    warmup_steps=section.warmup_steps,
+                ),
+                start=start,
+                device=device,
+                channels_last=params.runtime.channels_last,
+                clip_norm=section.clip_norm,
+                on_step=on_step,
+            )
+        figures = {key: value for key, value in history[-1].items() if key != "step"}
+        with new_folder(run) as folder:
+            weights.save_weights(network, folder / weights.WEIGHTS)
+            write_text(folder / HISTORY, "".join(json.dumps(row) + "\n" for row in history))
+            write_json(
+                folder / weights.RECORD,
+                {
+                    "stage": stage,
+                    "variant": variant,
+                    "seed": seed,
+                    "left_out": False,
+                    "weights": True,
+                    "ladder": [*ladder, stage],
+                    "task": task,
+                    "network": network_arguments,
+                    "label_space": store.manifest["label_space"],
+                    "figures": figures,
+                    "transfer": None if arrived is None else arrived.as_json(),
+                    "initial_weights_sha256": source,
+                    "data_manifest_sha256": sha256(store.folder / "manifest.json"),
+                    "weights_sha256": sha256(folder / weights.WEIGHTS),
+                    "fingerprint": identity,
+                },
+            )
+    shutil.rmtree(work, ignore_errors=True)
+    return Trained(run, figures, f"{section.steps - start} steps" + (f" after {start} before" if start else ""))
