@@ -246,15 +246,16 @@ class Params(Section):
 
 
 class _Yaml12Loader(yaml.SafeLoader):
-    """PyYAML with the scalar rules of YAML 1.2's core schema, which DVC's reader follows: `1e-4` is a number, `no`
-    is a string, a key that stands twice is an error. Two readers of one file must agree."""
+    """PyYAML with the scalar rules of YAML 1.2 as DVC's reader (ruamel.yaml) has them: `1e-4` is a number, `no` is a
+    string, `1_000` is a thousand, a key that stands twice is an error. Two readers of one file must agree."""
 
 
 _Yaml12Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
-    ("int", r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$", "-+0123456789"),
-    ("float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", "-+0123456789."),
+    ("int", r"^[-+]?(?:0b[01_]+|0o[0-7_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*)$", "-+0123456789"),
+    ("float", r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)$", "-+0123456789"),
+    ("float", r"^[-+]?\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?$", "-+."),
     ("float", r"^(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", "-+."),
     ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
     ("merge", r"^<<$", "<"),
@@ -263,19 +264,26 @@ for _tag, _pattern, _first in (
 
 
 def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    text = str(loader.construct_scalar(node))
-    return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
+    text = str(loader.construct_scalar(node)).replace("_", "")
+    return int(text, 0 if text.lstrip("+-")[:2] in ("0b", "0o", "0x") else 10)
 
 
 def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    loader.flatten_mapping(node)
-    seen: dict[Any, Any] = {}
-    for key_node, value_node in node.value:
+    own: set[Any] = set()
+    for key_node, _ in node.value:  # before merging: a key beside `<<` replaces the merged one
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
         key = loader.construct_object(key_node, deep=True)
-        if key in seen:
+        if not isinstance(key, str | int | float | None):
+            raise yaml.constructor.ConstructorError(None, None, "a key that is not a name", key_node.start_mark)
+        if key in own:
             raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
-        seen[key] = loader.construct_object(value_node, deep=True)
-    return seen
+        own.add(key)
+    loader.flatten_mapping(node)
+    return {
+        loader.construct_object(key_node, deep=True): loader.construct_object(value_node, deep=True)
+        for key_node, value_node in node.value
+    }
 
 
 _Yaml12Loader.add_constructor("tag:yaml.org,2002:int", _integer)
@@ -295,7 +303,7 @@ def read_yaml(path: Path) -> Any:
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}" if error.problem_mark else "somewhere"
         raise MmsegError(path, f"not valid YAML, {line} ({error.problem})", "mend that line") from error
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OSError, ValueError) as error:
         raise MmsegError(path, f"cannot be read ({' '.join(str(error).split())})", "mend the file") from error
 
 

@@ -42,22 +42,48 @@ class Evidence:
         return [float(self.runs[variant, seed][key]) for seed in self.seeds]
 
 
-def _checked_run(folder: Path) -> dict[str, Any]:
-    """metrics.json of one run, recomputed from its confusion matrices.
+def _agrees(said: Any, recomputed: float) -> bool:
+    """Whether a figure of metrics.json is the recomputed one; a class without a figure is None there and NaN here."""
+    if said is None or math.isnan(recomputed):
+        return said is None and math.isnan(recomputed)
+    return isinstance(said, int | float) and math.isclose(said, recomputed, rel_tol=0, abs_tol=1e-12)
+
+
+def _checked_run(folder: Path, *, variant: str, seed: int) -> dict[str, Any]:
+    """metrics.json of one run; each of its figures that a table shows is recomputed from its confusion matrices.
 
     Raises:
-        MmsegError: the two do not agree, so one of them is not what was measured.
+        MmsegError: the two do not agree, so one of them is not what was measured, or they are of another run.
     """
-    found: dict[str, Any] = read_json(folder / METRICS, todo=REPRO)
+    found = read_json(folder / METRICS, todo=REPRO)
+    parts = [found, found.get("class_iou"), found.get("run")] if isinstance(found, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts):
+        raise MmsegError(folder / METRICS, "does not hold a run, its class_iou and its figures", REPRO)
+    of = (found["run"].get("variant"), found["run"].get("seed"))
+    if of != (variant, seed):
+        raise MmsegError(folder / METRICS, f"is of another run (variant {of[0]}, seed {of[1]})", REPRO)
     confusion_file = folder / CONFUSION
     if sha256(confusion_file) != found.get("confusion_sha256"):
         raise MmsegError(confusion_file, f"is not the file that {METRICS} was computed from", REPRO)
     with np.load(confusion_file) as content:
-        recomputed = metrics.mean_iou(content["confusion"].sum(0))
-    if not math.isclose(recomputed, found["mean_iou"], rel_tol=0, abs_tol=1e-12):
-        what = f"says mIoU {found['mean_iou']}, its confusion matrices give {recomputed}"
-        raise MmsegError(folder / METRICS, what, REPRO)
-    return found
+        matrices_NKK, classes = content["confusion"], content["classes"].tolist()
+    matrix = matrices_NKK.sum(0)
+    if list(found["class_iou"]) != classes:
+        raise MmsegError(folder / METRICS, "class_iou has other classes than its confusion matrices", REPRO)
+    figures = [
+        ("mean_iou", found.get("mean_iou"), metrics.mean_iou(matrix)),
+        ("pixel_accuracy", found.get("pixel_accuracy"), metrics.pixel_accuracy(matrix)),
+        ("images", found.get("images"), len(matrices_NKK)),
+        *(
+            (f"class_iou of {name}", found["class_iou"][name], value)
+            for name, value in zip(classes, metrics.class_iou(matrix).tolist(), strict=True)
+        ),
+    ]
+    for name, said, recomputed in figures:
+        if not _agrees(said, recomputed):
+            what = f"says {name} {said}, its confusion matrices give {recomputed}"
+            raise MmsegError(folder / METRICS, what, REPRO)
+    return dict(found)
 
 
 def collect(paths: Paths, *, variants: list[str], seeds: list[int]) -> Evidence:
@@ -72,8 +98,10 @@ def collect(paths: Paths, *, variants: list[str], seeds: list[int]) -> Evidence:
     missing = [str(path.relative_to(paths.evidence)) for path in wanted if not path.is_file()]
     if missing:
         raise MmsegError(paths.evidence, f"missing {', '.join(missing)}", REPRO)
-    runs = {key: _checked_run(folder) for key, folder in folders.items()}
+    runs = {(name, seed): _checked_run(folder, variant=name, seed=seed) for (name, seed), folder in folders.items()}
     cost = read_json(paths.evidence / COST, todo=REPRO)
+    if not isinstance(cost, dict) or not isinstance(cost.get("variants"), dict):
+        raise MmsegError(paths.evidence / COST, "holds no measurements", REPRO)
     unmeasured = [variant for variant in variants if variant not in cost["variants"]]
     if unmeasured:
         raise MmsegError(paths.evidence / COST, f"has no measurement of {', '.join(unmeasured)}", REPRO)

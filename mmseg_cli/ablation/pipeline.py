@@ -34,7 +34,12 @@ def plan_grid(paths: Paths, params: Params, *, blocks: list[str] | None, seeds: 
         MmsegError: a name that is neither a variant of the preset nor a block.
     """
     from ruamel.yaml import YAML
+    from ruamel.yaml.representer import RoundTripRepresenter
 
+    class Representer(RoundTripRepresenter):
+        """Writes null as it stands in the presets, not as nothing."""
+
+    Representer.add_representer(type(None), lambda own, _: own.represent_scalar("tag:yaml.org,2002:null", "null"))
     blocks = blocks if blocks is not None else params.ablate.variants
     seeds = seeds if seeds is not None else params.ablate.seeds
     known = [*params.variants, *(name for name in BLOCK_NAMES if name not in params.variants)]
@@ -47,6 +52,7 @@ def plan_grid(paths: Paths, params: Params, *, blocks: list[str] | None, seeds: 
     if blocks == params.ablate.variants and seeds == params.ablate.seeds:
         return None
     yaml = YAML()
+    yaml.Representer = Representer
     yaml.preserve_quotes = True
     yaml.width = 1000
     content = yaml.load(paths.params.read_text(encoding="utf-8"))

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from mmseg_cli.params import Params
     from mmseg_cli.paths import Paths
     from mmseg_cli.tracking import Tracker
+
+T = TypeVar("T")
 
 app = typer.Typer(
     name="mmseg",
@@ -31,7 +33,7 @@ VariantOption = Annotated[
     str | None, typer.Option(help="A name of the preset's `variants`; the first of the grid if left out.")
 ]
 SeedOption = Annotated[
-    int | None, typer.Option(help="Initialisation and data order; the first of the grid if left out.")
+    int | None, typer.Option(min=0, help="Initialisation and data order; the first of the grid if left out.")
 ]
 Dataset = Literal["imagenet", "mapillary", "cityscapes", "camvid"]
 Generated = Literal["imagenet", "mapillary", "cityscapes"]
@@ -358,7 +360,7 @@ def _measure_cost(paths: Paths, params: Params, networks: dict[str, dict[str, ob
     screen.panel("cost", [("file", str(paths.evidence / "cost.json"))], next_command="mmseg ablate --no-run")
 
 
-def _listed(text: str | None, convert: Callable[[str], object], option: str) -> list[object] | None:
+def _listed(text: str | None, convert: Callable[[str], T], option: str) -> list[T] | None:
     if text is None:
         return None
     try:
@@ -386,21 +388,21 @@ def ablate(
     A changed grid is shown, and written into the preset's params.yaml.
     """
     paths, params = _load(preset)
-    from mmseg_cli.ablation import pipeline, report, tables
+    from mmseg_cli.ablation import report, tables
     from mmseg_cli.cli import screen
 
-    names = _listed(blocks, str, "--blocks")
-    numbers = _listed(seeds, int, "--seeds")
-    change = pipeline.plan_grid(paths, params, blocks=names, seeds=numbers)  # type: ignore[arg-type]
     if no_run:
-        if change is not None:
-            raise MmsegError(
-                "--no-run", "the grid differs from params.yaml", "leave out --blocks and --seeds, or --no-run"
-            )
+        if blocks is not None or seeds is not None:
+            raise MmsegError("--no-run", "builds the table of params.yaml's grid", "leave out --blocks and --seeds")
         with _track(paths, params, run="ablate", section=params.ablate.model_dump()) as tracker:
             built = report.build(paths, variants=params.ablate.variants, seeds=params.ablate.seeds)
             tracker.close(summary={f"mean_iou/{row.variant}": row.mean_iou.mean for row in built.rows})
     else:
+        from mmseg_cli.ablation import pipeline
+
+        names = _listed(blocks, str, "--blocks")
+        numbers = _listed(seeds, int, "--seeds")
+        change = pipeline.plan_grid(paths, params, blocks=names, seeds=numbers)
         if change is not None:
             for line in change.lines:
                 typer.echo(f"{paths.params.relative_to(paths.root)}: {line}")

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from mmseg_cli.training.loop import Step
@@ -31,11 +32,11 @@ def panel(title: str, lines: Iterable[tuple[str, str]], *, next_command: str | N
     grid.add_column(style="bold")
     grid.add_column(overflow="fold")
     for name, text in lines:
-        grid.add_row(name, text)
+        grid.add_row(name, Text(text))  # a path may hold brackets, which are no markup
     if next_command:
-        grid.add_row("next", f"[cyan]{next_command}[/cyan]")
+        grid.add_row("next", Text(next_command, style="cyan"))
     console = Console(width=None if sys.stdout.isatty() else 110)
-    console.print(Panel(grid, title=title, title_align="left", expand=False))
+    console.print(Panel(grid, title=Text(title), title_align="left", expand=False))
 
 
 def table(title: str | None, headings: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
@@ -44,7 +45,7 @@ def table(title: str | None, headings: Iterable[str], rows: Iterable[Iterable[st
     for position, heading in enumerate(headings):
         shown.add_column(heading, justify="right" if position else "left", no_wrap=True)
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*map(Text, row))
     Console(width=None if sys.stdout.isatty() else 140).print(shown)
 
 

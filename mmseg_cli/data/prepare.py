@@ -135,7 +135,7 @@ def _make_record(
     item: Item, listing: Listing, *, train: bool, long_side: int | None, short_side: int | None
 ) -> _Record:
     """Read, verify, map and encode one item. Labels of other splits than train keep their native size."""
-    content = item.image.read_bytes()
+    content = verify.read_bytes(item.image)
     digest = hashlib.sha256(content)
     image = verify.open_image(item.image)
     source = (image.height, image.width)
@@ -143,9 +143,9 @@ def _make_record(
     encoded = _encode_image(item.image, content, image, size)
     if item.label is None or listing.table is None:
         target = item.target or 0
-        pixels = np.bincount([target], minlength=IGNORE + 1)
+        pixels = np.bincount([target], minlength=max(len(listing.space.classes), IGNORE + 1))
         return _Record(item.name, digest.hexdigest(), encoded, size, source, b"", (target, 0), pixels)
-    digest.update(item.label.read_bytes())
+    digest.update(verify.read_bytes(item.label))
     label_HW = verify.read_label(item.label, listing.table)
     verify.require_same_size(item.image, source, item.label, (label_HW.shape[0], label_HW.shape[1]))
     if train and size != source:  # Pillow's NEAREST takes pixel centres: "nearest-exact"
@@ -175,7 +175,7 @@ def _write_split(
     """Write one split; return its part of the manifest and how often each source size came."""
     writer = store.SplitWriter(folder, split)
     items: list[dict[str, Any]] = []
-    total = np.zeros(IGNORE + 1, dtype=np.int64)
+    total = np.zeros(max(classes, IGNORE + 1), dtype=np.int64)  # a classification may have more than 255 classes
     sizes: Counter[tuple[int, int]] = Counter()
     for record in records:
         writer.append(
@@ -192,7 +192,7 @@ def _write_split(
         "records_sha256": sha256(folder / f"{split}.records"),
         "index_sha256": sha256(folder / f"{split}.index.npz"),
         "class_pixels": total[:classes].tolist(),
-        "ignored_pixels": int(total[IGNORE]),
+        "ignored_pixels": int(total[IGNORE]) if classes <= IGNORE else 0,
         "items": items,
     }
     return part, sizes

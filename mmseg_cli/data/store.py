@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import mmap
+import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -84,7 +85,7 @@ class Split:
         try:
             with np.load(path) as index:
                 return np.asarray(index["rows"])
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise MmsegError(path, f"cannot be read ({error})", PREPARE) from error
 
     @cached_property

@@ -13,6 +13,18 @@ from mmseg_cli.data.labels import UNKNOWN
 from mmseg_cli.errors import MmsegError
 
 
+def read_bytes(path: Path) -> bytes:
+    """The content of a file of the dataset.
+
+    Raises:
+        MmsegError: it cannot be read, as where a link leads nowhere.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise MmsegError(path, f"cannot be read ({error.strerror or error})", "mend the file") from error
+
+
 def open_image(path: Path) -> Image.Image:
     """Decode an image file wholly, so that a truncated or damaged one is found now.
 

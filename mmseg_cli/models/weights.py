@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -88,8 +87,6 @@ def load_network(folder: Path, *, expected: dict[str, Any] | None = None) -> tup
         what = f"holds a network of another architecture ({', '.join(keys)} differ from the parameters)"
         raise MmsegError(folder, what, "train it again, or restore the parameters")
     classes = len(record["label_space"]["classes"])
-    with torch.device("meta"):
-        network = build_network(task=record["task"], num_classes=classes, **record["network"])
-    network = network.to_empty(device="cpu")
+    network = build_network(task=record["task"], num_classes=classes, **record["network"])
     fill(network, read_weights(folder / WEIGHTS), folder / WEIGHTS)
     return network.eval(), record

@@ -7,7 +7,6 @@ A folder `step-000120/` holds `model.safetensors` (weights and buffers), `optimi
 from __future__ import annotations
 
 import io
-import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -53,8 +52,10 @@ def _restore(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer)
     for name, expected in manifest["sha256"].items():
         if not (folder / name).is_file() or sha256(folder / name) != expected:
             raise MmsegError(folder / name, "is damaged", "it will be left out")
-    weights.fill(network, weights.read_weights(folder / weights.WEIGHTS), folder / weights.WEIGHTS)
-    optimizer.load_state_dict(torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True))
+    tensors = weights.read_weights(folder / weights.WEIGHTS)
+    state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)  # read all before anything changes
+    weights.fill(network, tensors, folder / weights.WEIGHTS)
+    optimizer.load_state_dict(state)
     return int(manifest["step"])
 
 
@@ -66,6 +67,6 @@ def resume(work: Path, *, network: nn.Module, optimizer: torch.optim.Optimizer, 
     for folder in reversed(_folders(work)):
         try:
             return _restore(folder, network, optimizer)
-        except (MmsegError, KeyError, TypeError, ValueError, RuntimeError, OSError, pickle.UnpicklingError) as error:
+        except Exception as error:  # whatever is wrong with it, the one before may be right
             warn(f"checkpoint {folder} cannot be used ({error}); going on from the one before it")
     return 0

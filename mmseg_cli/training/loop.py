@@ -66,6 +66,7 @@ def fit(
         NumericalStop: the loss is NaN or infinite; the weights are those before the update.
     """
     layout = torch.channels_last if channels_last else torch.contiguous_format
+    network.to(memory_format=layout)
     begun = time.perf_counter()
     for number, (image_BCHW, label) in enumerate(batches, start=start):
         waited = time.perf_counter() - begun

@@ -30,7 +30,7 @@ from mmseg_cli.paths import Paths, run_name
 from mmseg_cli.training import checkpoint, losses, schedule
 from mmseg_cli.training.loop import Step, fit
 from mmseg_cli.training.optim import build_optimizer
-from mmseg_cli.training.transfer import transfer
+from mmseg_cli.training.transfer import Transfer, transfer
 
 LADDER = ("pretrain_imagenet", "pretrain_mapillary", "train")
 TASKS: dict[str, Literal["segmentation", "classification"]] = {
@@ -151,6 +151,34 @@ def _read_history(path: Path, *, up_to: int) -> list[dict[str, Any]]:
     return rows
 
 
+@dataclass(frozen=True)
+class _Start:
+    """A network with its first weights, and where they came from.
+
+    Attributes:
+        ladder: the rungs that were trained before.
+        source: SHA-256 of the file that the body came from, None from scratch.
+    """
+
+    network: nn.Module
+    ladder: list[str]
+    source: str | None
+    transfer: Transfer | None
+
+
+def _first_weights(network: nn.Module, previous: Path | None, *, screen: Screen) -> _Start:
+    """Take over the body of the rung before, where there is one."""
+    if previous is None:
+        return _Start(network, [], None, None)
+    before = weights.read_record(previous)
+    if not before["weights"]:
+        return _Start(network, before["ladder"], None, None)
+    file = previous / weights.WEIGHTS
+    arrived = transfer(network, weights.read_weights(file), file)
+    screen.note(f"weights from {previous.parent.name}: {arrived.line()}")
+    return _Start(network, before["ladder"], sha256(file), arrived)
+
+
 def _identity(
     section: Stage, store: Store, *, stage: str, network: dict[str, Any], seed: int, source: str | None
 ) -> str:
@@ -170,15 +198,107 @@ def _identity(
     )
 
 
-def run_stage(
-    stage: str,
+class _History:
+    """The rows of history.jsonl: kept in the work folder line by line, so that a killed run loses none it has saved."""
+
+    def __init__(self, path: Path, *, up_to: int) -> None:
+        self.rows = _read_history(path, up_to=up_to)
+        write_text(path, self.text())
+        self._file = path.open("a", encoding="utf-8")
+
+    def text(self) -> str:
+        """All rows as JSON lines."""
+        return "".join(json.dumps(row) + "\n" for row in self.rows)
+
+    def add(self, row: Mapping[str, float], *, step: int) -> None:
+        """Keep one row."""
+        self.rows.append({"step": step, **row})
+        self._file.write(json.dumps(self.rows[-1]) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; the rows stay."""
+        self._file.close()
+
+
+def _train_steps(
+    section: Stage,
+    store: Store,
+    network: nn.Module,
     *,
-    params: Params,
-    paths: Paths,
-    variant: str,
+    task: str,
     seed: int,
+    work: Path,
+    run: Path,
+    device: torch.device,
+    workers: int,
+    channels_last: bool,
     screen: Screen,
     log: Log,
+) -> tuple[_History, int]:
+    """Train in place from the newest checkpoint in `work`, or from the start, to the last step.
+
+    Returns:
+        The history of all steps, whose last row holds the final figures, and the step that training went on from.
+    """
+    network.to(device)
+    optimizer = build_optimizer(
+        network, name=section.optimizer, learning_rate=section.learning_rate, weight_decay=section.weight_decay
+    )
+    validate = _validator(section, store, task=task, device=device, workers=workers)
+    crops = _crops(section, store.split("train"), task=task, seed=seed)
+    with runtime.StopRequest().listening() as stop:
+        start = checkpoint.resume(work, network=network, optimizer=optimizer, warn=screen.warn)
+        history = _History(work / HISTORY, up_to=start)
+        if start:
+            screen.note(f"going on after step {start} of {section.steps}")
+        screen.begin(total=section.steps, done=start)
+
+        def on_step(step: Step) -> None:
+            screen.step(step)
+            row = {"loss": step.loss, "learning_rate": step.learning_rate}
+            history.add(row, step=step.number)
+            speed = {"images_per_second": step.images / step.seconds, "data_wait": step.waited / step.seconds}
+            log(row | speed, step=step.number)
+            last = step.number == section.steps
+            if step.number % section.validate_every == 0 or last:
+                figures = validate(network)
+                history.add(figures, step=step.number)
+                log(figures, step=step.number)
+                text = ", ".join(f"{key} {value:.4f}" for key, value in figures.items())
+                screen.note(f"step {step.number}: {text}")
+            if step.number % section.checkpoint_every == 0 or last or stop.signal_number is not None:
+                checkpoint.save(work, step=step.number, network=network, optimizer=optimizer)
+                stop.raise_if_set(run, f"saved after step {step.number} of {section.steps}")
+
+        fit(
+            network,
+            loader.steps_loader(crops, start=start, stop=section.steps, workers=workers),
+            optimizer=optimizer,
+            loss=partial(
+                losses.cross_entropy if task == "classification" else losses.pixel_cross_entropy,
+                label_smoothing=section.label_smoothing,
+            ),
+            learning_rate=partial(
+                schedule.learning_rate,
+                base=section.learning_rate,
+                steps=section.steps,
+                schedule=section.schedule,
+                power=section.power,
+                warmup_steps=section.warmup_steps,
+            ),
+            start=start,
+            device=device,
+            channels_last=channels_last,
+            clip_norm=section.clip_norm,
+            on_step=on_step,
+        )
+        history.close()
+    return history, start
+
+
+def run_stage(
+    stage: str, *, params: Params, paths: Paths, variant: str, seed: int, screen: Screen, log: Log
 ) -> Trained:
     """Train one rung for one variant and seed, or go on with it, and leave weights, history and record.
 
@@ -192,7 +312,6 @@ def run_stage(
         NumericalStop: the loss is not finite.
     """
     section: Stage = getattr(params, stage)
-    network_arguments = params.network_of(variant)
     name = run_name(variant, seed)
     run = paths.run(stage, name)
     rung = LADDER.index(stage)
@@ -206,113 +325,53 @@ def run_stage(
     if store.task != task:
         raise MmsegError(f"{stage}.dataset", f"{section.dataset} is for {store.task}", f"choose one for {task}")
     runtime.limit_threads(params.runtime.threads)
-    device = runtime.pick_device(params.runtime.device)
     runtime.seed_everything(seed)
-    network = build_network(task=task, num_classes=len(store.space.classes), **network_arguments)
-
-    ladder, source, arrived = [], None, None
-    if previous is not None:
-        before = weights.read_record(previous)
-        ladder = list(before["ladder"])
-        if before["weights"]:
-            file = previous / weights.WEIGHTS
-            arrived = transfer(network, weights.read_weights(file), file)
-            source = sha256(file)
-            screen.note(f"weights from {previous.parent.name}: {arrived.line()}")
-    identity = _identity(section, store, stage=stage, network=network_arguments, seed=seed, source=source)
+    body = params.network_of(variant)
+    network = build_network(task=task, num_classes=len(store.space.classes), **body)
+    first = _first_weights(network, previous, screen=screen)
+    identity = _identity(section, store, stage=stage, network=body, seed=seed, source=first.source)
     if (run / weights.RECORD).is_file() and (run / weights.WEIGHTS).is_file():
         done = weights.read_record(run)
         if done.get("fingerprint") == identity and done.get("weights_sha256") == sha256(run / weights.WEIGHTS):
             return Trained(run, done["figures"], "already trained with these parameters, nothing to do")
 
-    work = paths.work(stage, name, identity[:12])
-    layout = torch.channels_last if params.runtime.channels_last else torch.contiguous_format
-    network = network.to(device).to(memory_format=layout)
-    optimizer = build_optimizer(
-        network, name=section.optimizer, learning_rate=section.learning_rate, weight_decay=section.weight_decay
-    )
-    validate = _validator(section, store, task=task, device=device, workers=params.runtime.workers)
-    stop = runtime.StopRequest()
-    with runtime.only_one(work), stop.listening():
-        start = checkpoint.resume(work, network=network, optimizer=optimizer, warn=screen.warn)
-        history = _read_history(work / HISTORY, up_to=start)
-        write_text(work / HISTORY, "".join(json.dumps(row) + "\n" for row in history))
-        if start:
-            screen.note(f"going on after step {start} of {section.steps}")
-        screen.begin(total=section.steps, done=start)
-        with (work / HISTORY).open("a", encoding="utf-8") as history_file:
-
-            def keep(row: dict[str, float], step: int) -> None:
-                history.append({"step": step, **row})
-                history_file.write(json.dumps(history[-1]) + "\n")
-                history_file.flush()
-
-            def on_step(step: Step) -> None:
-                screen.step(step)
-                keep({"loss": step.loss, "learning_rate": step.learning_rate}, step.number)
-                speed = {"images_per_second": step.images / step.seconds, "data_wait": step.waited / step.seconds}
-                log({"loss": step.loss, "learning_rate": step.learning_rate, **speed}, step=step.number)
-                last = step.number == section.steps
-                if step.number % section.validate_every == 0 or last:
-                    figures = validate(network)
-                    keep(figures, step.number)
-                    log(figures, step=step.number)
-                    text = ", ".join(f"{key} {value:.4f}" for key, value in figures.items())
-                    screen.note(f"step {step.number}: {text}")
-                if step.number % section.checkpoint_every == 0 or last or stop.signal_number is not None:
-                    checkpoint.save(work, step=step.number, network=network, optimizer=optimizer)
-                    stop.raise_if_set(run, f"saved after step {step.number} of {section.steps}")
-
-            fit(
-                network,
-                loader.steps_loader(
-                    _crops(section, store.split("train"), task=task, seed=seed),
-                    start=start,
-                    stop=section.steps,
-                    workers=params.runtime.workers,
-                ),
-                optimizer=optimizer,
-                loss=partial(
-                    losses.cross_entropy if task == "classification" else losses.pixel_cross_entropy,
-                    label_smoothing=section.label_smoothing,
-                ),
-                learning_rate=partial(
-                    schedule.learning_rate,
-                    base=section.learning_rate,
-                    steps=section.steps,
-                    schedule=section.schedule,
-                    power=section.power,
-                    warmup_steps=section.warmup_steps,
-                ),
-                start=start,
-                device=device,
-                channels_last=params.runtime.channels_last,
-                clip_norm=section.clip_norm,
-                on_step=on_step,
-            )
-        figures = {key: value for key, value in history[-1].items() if key != "step"}
+    work = paths.work(f"{paths.preset}-{stage}", name, identity[:12])
+    with runtime.only_one(work):
+        history, start = _train_steps(
+            section,
+            store,
+            network,
+            task=task,
+            seed=seed,
+            work=work,
+            run=run,
+            device=runtime.pick_device(params.runtime.device),
+            workers=params.runtime.workers,
+            channels_last=params.runtime.channels_last,
+            screen=screen,
+            log=log,
+        )
+        figures = {key: value for key, value in history.rows[-1].items() if key != "step"}
         with new_folder(run) as folder:
             weights.save_weights(network, folder / weights.WEIGHTS)
-            write_text(folder / HISTORY, "".join(json.dumps(row) + "\n" for row in history))
-            write_json(
-                folder / weights.RECORD,
-                {
-                    "stage": stage,
-                    "variant": variant,
-                    "seed": seed,
-                    "left_out": False,
-                    "weights": True,
-                    "ladder": [*ladder, stage],
-                    "task": task,
-                    "network": network_arguments,
-                    "label_space": store.manifest["label_space"],
-                    "figures": figures,
-                    "transfer": None if arrived is None else arrived.as_json(),
-                    "initial_weights_sha256": source,
-                    "data_manifest_sha256": sha256(store.folder / "manifest.json"),
-                    "weights_sha256": sha256(folder / weights.WEIGHTS),
-                    "fingerprint": identity,
-                },
-            )
-    shutil.rmtree(work, ignore_errors=True)
+            write_text(folder / HISTORY, history.text())
+            record = {
+                "stage": stage,
+                "variant": variant,
+                "seed": seed,
+                "left_out": False,
+                "weights": True,
+                "ladder": [*first.ladder, stage],
+                "task": task,
+                "network": body,
+                "label_space": store.manifest["label_space"],
+                "figures": figures,
+                "transfer": None if first.transfer is None else first.transfer.as_json(),
+                "initial_weights_sha256": first.source,
+                "data_manifest_sha256": sha256(store.folder / "manifest.json"),
+                "weights_sha256": sha256(folder / weights.WEIGHTS),
+                "fingerprint": identity,
+            }
+            write_json(folder / weights.RECORD, record)
+        shutil.rmtree(work, ignore_errors=True)
     return Trained(run, figures, f"{section.steps - start} steps" + (f" after {start} before" if start else ""))

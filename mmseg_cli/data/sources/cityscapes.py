@@ -38,12 +38,11 @@ def scan(root: Path) -> Listing:
     space, table = cityscapes_19()
     splits: dict[str, list[Item]] = {}
     for split in OFFICIAL_COUNTS:
-        images, labels = [], []
-        for city in folders_in(root / "leftImg8bit" / split) if (root / "leftImg8bit" / split).is_dir() else []:
-            images += files_in(city, (IMAGE_END.lower(),))
-            label_folder = root / "gtFine" / split / city.name
-            if label_folder.is_dir():
-                labels += files_in(label_folder, (LABEL_END.lower(),))
+        images: list[Path] = []
+        labels: list[Path] = []
+        for top, end, found in (("leftImg8bit", IMAGE_END, images), ("gtFine", LABEL_END, labels)):
+            for city in folders_in(root / top / split) if (root / top / split).is_dir() else []:
+                found += files_in(city, (end.lower(),))
         splits[split] = pair(images, labels, image_end=IMAGE_END, label_end=LABEL_END)
     require_items(root, splits)
     warnings = count_warnings({name: len(items) for name, items in splits.items()}, OFFICIAL_COUNTS)

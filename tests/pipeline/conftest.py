@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.pipeline.tiny import TinyProject
+
+
+@pytest.fixture(scope="session")
+def done_project(tmp_path_factory: pytest.TempPathFactory) -> TinyProject:
+    """The tiny project after its first whole `dvc repro`. The tests that share it leave it up to date."""
+    project = TinyProject(tmp_path_factory.mktemp("pipeline") / "project")
+    project.first_run = project.repro()  # type: ignore[attr-defined]
+    return project

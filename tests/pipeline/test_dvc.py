@@ -1,0 +1,175 @@
+"""What DVC runs again, and what not. The tests run in this order on one project; each leaves it up to date."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.tiny import TinyProject
+
+RUNGS = ("pretrain_imagenet", "pretrain_mapillary", "train", "evaluate")
+
+
+def test_the_first_repro_runs_every_stage(done_project: TinyProject) -> None:
+    grid = [f"{stage}@{run}" for stage in RUNGS for run in ("residual-0", "residual-1", "mbconv-0", "mbconv-1")]
+    datasets = [f"prepare@{name}" for name in ("imagenet", "mapillary", "cityscapes")]
+    assert sorted(done_project.first_run) == sorted([*datasets, *grid, "cost", "ablate"])
+    assert "over seeds 0, 1.\n" in done_project.table()
+
+
+def test_a_second_repro_runs_nothing(done_project: TinyProject) -> None:
+    assert done_project.repro() == []
+
+
+def test_every_stage_is_an_mlflow_run_below_one_parent(done_project: TinyProject) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{done_project.root / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("mmseg")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id], max_results=100)}
+    parent = runs.pop("demo/ablation")
+    names = {stage.replace("@", "/").replace("-0", "-s0").replace("-1", "-s1") for stage in done_project.first_run}
+    assert set(runs) == {f"demo/{name}" for name in names}
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    train = runs["demo/train/mbconv-s1"]
+    assert train.data.tags["dvc.stage"] == "train@mbconv-1"
+    assert train.data.params["train.learning_rate"] == "0.003"
+    assert len(client.get_metric_history(train.info.run_id, "loss")) == 3
+    assert "mean_iou" in train.data.metrics
+
+
+def test_editing_the_table_code_reruns_ablate_only(done_project: TinyProject) -> None:
+    tables = done_project.root / "mmseg_cli" / "ablation" / "tables.py"
+    tables.write_text(tables.read_text().replace("# Ablation of blocks", "# An ablation of blocks"))
+    assert done_project.repro() == ["ablate"]
+    assert done_project.table().startswith("# An ablation of blocks")
+
+
+def test_dropping_a_seed_removes_it_from_the_table(done_project: TinyProject) -> None:
+    params = done_project.read_params()
+    params["ablate"]["seeds"] = [0]
+    done_project.write_params(params)
+    assert done_project.repro() == ["ablate"]
+    assert "over seeds 0.\n" in done_project.table()
+    with (done_project.root / "reports" / "demo" / "ablation.csv").open() as file:
+        columns = next(csv.reader(file))
+    assert "mean_iou_s0" in columns and "mean_iou_s1" not in columns
+
+
+def test_a_changed_learning_rate_reruns_train_evaluate_ablate(done_project: TinyProject) -> None:
+    params = done_project.read_params()
+    params["train"]["learning_rate"] = 0.001
+    done_project.write_params(params)
+    ran = done_project.repro()
+    assert sorted(ran) == ["ablate", "evaluate@mbconv-0", "evaluate@residual-0", "train@mbconv-0", "train@residual-0"]
+
+
+def test_a_changed_variant_reruns_that_variant_only(done_project: TinyProject) -> None:
+    params = done_project.read_params()
+    params["variants"]["mbconv"]["expansion"] = 3
+    done_project.write_params(params)
+    ran = done_project.repro()
+    # The cost is measured for all variants in turn in one process, so it is one stage.
+    assert sorted(ran) == sorted(["ablate", "cost", *(f"{stage}@mbconv-0" for stage in RUNGS)])
+
+
+def test_ablate_writes_the_grid_and_runs_what_is_missing(done_project: TinyProject) -> None:
+    done = done_project.run("mmseg", "ablate", "--blocks", "residual,mbconv", "--seeds", "0,1")
+    assert "ablate.seeds: [0] -> [0, 1]" in done.stdout
+    assert done_project.read_params()["ablate"]["seeds"] == [0, 1]
+    # Seed 1 of residual was dropped before train's learning rate changed, and comes back with the new one; its
+    # pretraining was never trained again.
+    assert "Running stage 'train@residual-1'" in done.stdout
+    assert "Running stage 'pretrain_imagenet@residual-1'" not in done.stdout
+    assert "Running stage 'train@residual-0'" not in done.stdout
+    assert "over seeds 0, 1.\n" in done_project.table()
+    assert "ablation of demo" in done.stdout
+
+
+def test_a_stage_that_calls_ablate_is_refused(done_project: TinyProject) -> None:
+    done_project.environment["DVC_STAGE"] = "ablate"
+    try:
+        done = done_project.run("mmseg", "ablate", check=False)
+    finally:
+        del done_project.environment["DVC_STAGE"]
+    assert done.returncode == 2
+    assert "mmseg ablate: called inside a DVC stage" in done.stderr
+
+
+def test_missing_evidence_is_named(done_project: TinyProject) -> None:
+    gone = done_project.root / "reports" / "demo" / "evidence" / "mbconv-s1" / "metrics.json"
+    content = gone.read_bytes()
+    table = done_project.table()
+    gone.unlink()
+    try:
+        done = done_project.run("mmseg", "ablate", "--no-run", check=False)
+    finally:
+        gone.write_bytes(content)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "missing mbconv-s1/metrics.json: " in done.stderr
+    assert done_project.table() == table
+
+
+def _wait_for(find: Path, pattern: str, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(1200):
+        if any(find.glob(pattern)):
+            return
+        assert process.poll() is None, "dvc ended before the first checkpoint"
+        time.sleep(0.1)
+    raise AssertionError(f"{pattern} never came")
+
+
+def _trainers(project: TinyProject) -> list[int]:
+    """Processes that train in this project."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and (entry / "cwd").resolve() == project.root:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if b"train" in words:
+                    found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_repro_goes_on(done_project: TinyProject, kill: signal.Signals) -> None:
+    params = done_project.read_params()
+    params["train"] |= {"steps": 300 + kill, "checkpoint_every": 5}
+    done_project.write_params(params)
+    process = subprocess.Popen(
+        ["dvc", "repro", "train@residual-0"],
+        cwd=done_project.root,
+        env=done_project.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    _wait_for(done_project.root / ".work", "demo-train/residual-s0-*/step-*/manifest.json", process)
+    if kill == signal.SIGKILL:
+        process.kill()  # DVC alone: its trainer must not outlive it
+    else:
+        os.killpg(process.pid, kill)  # as Ctrl-C does
+    assert process.wait(timeout=60) != 0
+    for _ in range(300):
+        if not _trainers(done_project):
+            break
+        time.sleep(0.1)
+    assert not _trainers(done_project)
+    again = done_project.run("dvc", "repro", "train@residual-0")
+    assert "going on after step" in again.stderr + again.stdout
+    run = done_project.root / "runs" / "demo" / "train" / "residual-s0"
+    rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    steps = [row["step"] for row in rows if "loss" in row]
+    assert steps == list(range(1, params["train"]["steps"] + 1))

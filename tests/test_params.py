@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from mmseg_cli import params
+from mmseg_cli.errors import MmsegError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PRESETS = [REPOSITORY / "params.yaml", *sorted(REPOSITORY.glob("pipelines/*/params.yaml"))]
+
+
+def refused(path: Path) -> str:
+    """The one-line message of a refused file."""
+    with pytest.raises(MmsegError) as caught:
+        params.load(path)
+    message = str(caught.value)
+    assert caught.value.exit_code == 2
+    assert "\n" not in message
+    assert message.startswith(f"{path}: ")
+    return message
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.parent.name)
+def test_every_committed_preset_loads_and_names_itself(path):
+    loaded = params.load(path)
+    expected = "demo" if path.parent == REPOSITORY else path.parent.name
+    assert loaded.preset == expected
+    assert (REPOSITORY / loaded.params_file).resolve() == path.resolve()
+    assert (path.parent / loaded.root).resolve() == REPOSITORY
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [(None, "trian"), ("train", "learning_rat"), ("network", "with"), ("runtime", "gpu"), ("ablate", "seed")],
+)
+def test_an_unknown_key_is_named_with_its_path(project, change_params, section, key):
+    change_params(lambda p: (p if section is None else p[section]).update({key: 1}))
+    path = key if section is None else f"{section}.{key}"
+    assert f"unknown key {path}: " in refused(project / "params.yaml")
+
+
+@pytest.mark.parametrize(("section", "key"), [(None, "train"), ("train", "steps"), ("network", "width")])
+def test_a_missing_key_is_named_with_its_path(project, change_params, section, key):
+    change_params(lambda p: (p if section is None else p[section]).pop(key))
+    path = key if section is None else f"{section}.{key}"
+    assert f"the key {path} is missing: " in refused(project / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "shown"),
+    [
+        ("train", "steps", "many", "'many'"),
+        ("train", "steps", 1.5, "1.5"),
+        ("train", "steps", True, "True"),
+        ("train", "batch", 0, "0"),
+        ("train", "learning_rate", "fast", "'fast'"),
+        ("train", "learning_rate", -1, "-1"),
+        ("train", "optimizer", "adam", "'adam'"),
+        ("train", "label_smoothing", 1.5, "1.5"),
+        ("network", "stem_stride", 3, "3"),
+        ("runtime", "channels_last", "yes", "'yes'"),
+        ("tracking", "uri", 5, "5"),
+        ("train", "steps", None, "None"),
+    ],
+)
+def test_a_wrong_value_is_shown_with_its_path(project, change_params, section, key, value, shown):
+    change_params(lambda p: p[section].update({key: value}))
+    message = refused(project / "params.yaml")
+    assert f"{section}.{key}: " in message
+    assert f"got {shown}" in message
+
+
+def test_a_wrong_entry_of_a_list_is_named_by_its_position(project, change_params):
+    change_params(lambda p: p["train"].update(crop=[32, -1]))
+    assert "train.crop.1: " in refused(project / "params.yaml")
+
+
+def test_several_faults_are_counted(project, change_params):
+    change_params(lambda p: p["train"].update(steps="many", batch="few"))
+    assert refused(project / "params.yaml").endswith("(and 1 more)")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda p: p["ablate"].update(variants=["residual", "other"]), "ablate.variants: 'other' is not in variants"),
+        (lambda p: p["ablate"].update(seeds=[0, 0]), "seeds holds the same one twice"),
+        (lambda p: p["ablate"].update(variants=[]), "ablate.variants"),
+        (lambda p: p["train"].update(dataset="kitti"), "train.dataset: 'kitti' is not in datasets"),
+        (lambda p: p["train"].update(steps=0), "train.steps: must be at least 1"),
+        (lambda p: p["train"]["augment"].update(scale=[2.0, 0.5]), "scale must be [smallest, largest]"),
+        (lambda p: p["datasets"]["cityscapes"].update(source="synthetic"), "`generate` goes with"),
+        (lambda p: p["datasets"]["cityscapes"].update(long_side=9, short_side=9), "not both"),
+        (lambda p: p["variants"].update({"a b": {"block": "mbconv"}}), "variants.a b"),
+        (lambda p: p["variants"].update({"$(touch x)": {"block": "mbconv"}}), "variants.$(touch x)"),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(project, change_params, change, said):
+    change_params(change)
+    assert said in refused(project / "params.yaml")
+
+
+def test_a_misspelled_block_gets_the_nearest_name(project, change_params):
+    change_params(lambda p: p["variants"]["mmbconv"].update(block="mmbcnov"))
+    message = refused(project / "params.yaml")
+    assert "variants.mmbconv.block: " in message
+    assert "did you mean mmbconv?" in message
+
+
+@pytest.mark.parametrize("spelling", ["1e-4", "1E-4", "1.0e-4", "+1e-4", ".1e-3", "0.0001", '"1e-4"', "1.e-4"])
+def test_a_small_number_may_be_spelled_in_every_way(project, spelling):
+    path = project / "params.yaml"
+    text = path.read_text()
+    changed = re.sub(r"(?m)^(train:(?:\n  .*)*?\n  learning_rate: )\S+", rf"\g<1>{spelling}", text)
+    assert changed != text
+    path.write_text(changed)
+    assert params.load(path).train.learning_rate == 0.0001
+
+
+SCALARS = [
+    "1e-4",
+    "1E-4",
+    "1.0e-4",
+    "+1e-4",
+    ".1e-3",
+    ".1e3",
+    "1.e3",
+    "1.",
+    ".5",
+    "0.0001",
+    "no",
+    "yes",
+    "on",
+    "off",
+    "y",
+    "n",
+    "true",
+    "True",
+    "TRUE",
+    "false",
+    "010",
+    "-010",
+    "08",
+    "0o10",
+    "+0o7",
+    "0o8",
+    "0x1f",
+    "-0x1f",
+    "0b11",
+    "1_000",
+    "1_000.5",
+    "1__0",
+    "_1",
+    "~",
+    "null",
+    "Null",
+    "NULL",
+    ".inf",
+    "-.inf",
+    ".nan",
+    "+5",
+    "+",
+    "1e",
+    "1:30",
+    "1:30.5",
+    "1:30:20",
+    "a''b",
+    "'1e-4'",
+    '"no"',
+]
+
+
+def same(first: object, second: object) -> bool:
+    if isinstance(first, float) and math.isnan(first):
+        return isinstance(second, float) and math.isnan(second)
+    return type(first) is type(second) and first == second
+
+
+@pytest.mark.parametrize("scalar", SCALARS)
+def test_a_scalar_is_what_dvc_reads(tmp_path, scalar):
+    path = tmp_path / "one.yaml"
+    path.write_text(f"key: {scalar}\n")
+    theirs = YAML(typ="safe").load(path.read_text())["key"]
+    ours = params.read_yaml(path)["key"]
+    assert same(ours, theirs), f"{ours!r} is not {theirs!r}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a {x: 1}\nb: {<<: *a, x: 2}",
+        "a: &a {x: 1}\nb:\n  x: 2\n  <<: *a",
+        "a: &a {x: 1}\nc: &c {x: 5, y: 1}\nb:\n  <<: [*a, *c]",
+        "a: &a {x: 1}\nb: &b {<<: *a, x: 2}\nc: {<<: *b, x: 3}",
+        "a: [1, two, 3.0]\nb: {c: {d: null}}",
+    ],
+)
+def test_anchors_and_merges_are_what_dvc_reads(tmp_path, text):
+    path = tmp_path / "one.yaml"
+    path.write_text(text)
+    assert params.read_yaml(path) == YAML(typ="safe").load(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: 1\na: 2", "line 2 (the key 'a' stands twice)"),
+        ("a:\n  b: 1\n  c: 2\n  b: 3", "line 4 (the key 'b' stands twice)"),
+        ("a: [1", "not valid YAML, line "),
+        ("a: b: c", "not valid YAML, line 1"),
+        ("\tx: 1", "not valid YAML, line 1"),
+        ("a: {{x}}", "a key that is not a name"),
+        ("a: *nowhere", "not valid YAML, line 1"),
+        ("a: !!python/object/apply:os.getcwd []", "not valid YAML, line 1"),
+        ("a: !!int x", "cannot be read"),
+    ],
+)
+def test_a_broken_file_is_one_line(tmp_path, text, said):
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    assert said in refused(path)
+
+
+def test_a_file_of_another_kind_is_one_line(tmp_path):
+    path = tmp_path / "params.yaml"
+    for content in (b"", b"- 1\n- 2\n", b"just words", b"\xff\xfe\x00", b"a: \x00"):
+        path.write_bytes(content)
+        refused(path)
+    refused(tmp_path / "absent.yaml")
+    refused(tmp_path)
+
+
+def test_a_variant_changes_only_what_it_names(project, change_params):
+    change_params(lambda p: p["variants"].update(wide={"block": "mbconv", "width": 9, "expansion": 3}))
+    loaded = params.load(project / "params.yaml")
+    assert loaded.network_of("wide") == loaded.network.model_dump() | {"block": "mbconv", "width": 9, "expansion": 3.0}
+    with pytest.raises(MmsegError, match="no such variant"):
+        loaded.network_of("narrow")

@@ -1,0 +1,390 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmseg_cli import paths as places
+from mmseg_cli import runtime
+from mmseg_cli.data import loader
+from mmseg_cli.errors import Interrupted, MmsegError, NumericalStop
+from mmseg_cli.params import load
+from mmseg_cli.training.stages import run_stage
+
+PINNED_LOSSES = [2.945358, 2.910587, 2.847414, 2.656598, 2.613527, 2.622728]
+
+
+class Screen:
+    """Takes what training says; `at` calls something after a step."""
+
+    def __init__(self, at=None):
+        self.lines, self.warnings, self.begun, self.steps = [], [], None, []
+        self._at = at or {}
+
+    def begin(self, *, total, done):
+        self.begun = (total, done)
+
+    def step(self, step):
+        self.steps.append(step)
+        if step.number in self._at:
+            self._at[step.number]()
+
+    def note(self, text):
+        self.lines.append(text)
+
+    def warn(self, text):
+        self.warnings.append(text)
+
+
+def stage(name="train", *, variant="mmbconv", seed=0, screen=None, log=None):
+    return run_stage(
+        name,
+        params=load(Path("params.yaml")),
+        paths=places.find(preset="demo"),
+        variant=variant,
+        seed=seed,
+        screen=screen or Screen(),
+        log=log or (lambda metrics, step: None),
+    )
+
+
+@pytest.fixture
+def rung(prepared, change_params):
+    """A project whose train stage can run alone: six steps from scratch, a checkpoint every two."""
+
+    def change(p):
+        for name in ("pretrain_imagenet", "pretrain_mapillary"):
+            p[name]["steps"] = 0
+        p["train"].update(steps=6, checkpoint_every=2, validate_every=3)
+
+    change_params(change)
+    stage("pretrain_imagenet")
+    stage("pretrain_mapillary")
+    return prepared
+
+
+RUN = Path("runs/demo/train/mmbconv-s0")
+
+
+def outcome():
+    """Weights and history of the run."""
+    return (RUN / "model.safetensors").read_bytes(), (RUN / "history.jsonl").read_text()
+
+
+def rows():
+    return [json.loads(line) for line in (RUN / "history.jsonl").read_text().splitlines()]
+
+
+def work_folders():
+    return sorted(Path(".work").glob("*train*/*"))
+
+
+@pytest.fixture
+def uninterrupted(rung):
+    """Weights and history of a run without interruption; the project is as before it."""
+    stage()
+    result = outcome()
+    shutil.rmtree("runs/demo/train")
+    assert not work_folders()
+    return result
+
+
+def test_a_run_leaves_weights_history_and_record(rung):
+    logged = []
+    screen = Screen()
+    trained = stage(screen=screen, log=lambda metrics, step: logged.append((step, dict(metrics))))
+    assert trained.folder.samefile(RUN)
+    assert sorted(path.name for path in RUN.iterdir()) == ["history.jsonl", "model.safetensors", "record.json"]
+    assert screen.begun == (6, 0)
+    assert [step.number for step in screen.steps] == [1, 2, 3, 4, 5, 6]
+    losses = [row for row in rows() if "loss" in row]
+    assert [row["step"] for row in losses] == [1, 2, 3, 4, 5, 6]
+    validations = [row for row in rows() if "mean_iou" in row]
+    assert [row["step"] for row in validations] == [3, 6]
+    assert {key: validations[-1][key] for key in trained.figures} == trained.figures
+    assert 0 <= trained.figures["mean_iou"] <= 1
+    record = json.loads((RUN / "record.json").read_text())
+    assert record["figures"] == trained.figures
+    assert record["weights_sha256"] == hashlib.sha256((RUN / "model.safetensors").read_bytes()).hexdigest()
+    manifest = Path("data/demo/cityscapes/manifest.json").read_bytes()
+    assert record["data_manifest_sha256"] == hashlib.sha256(manifest).hexdigest()
+    assert (record["variant"], record["seed"], record["ladder"], record["transfer"]) == ("mmbconv", 0, ["train"], None)
+    assert [step for step, metrics in logged if "loss" in metrics] == [1, 2, 3, 4, 5, 6]
+    assert [step for step, metrics in logged if "mean_iou" in metrics] == [3, 6]
+    assert not work_folders()
+
+
+def test_the_same_run_gives_the_same_bytes_and_another_seed_others(rung, uninterrupted):
+    stage()
+    assert outcome() == uninterrupted
+    stage("pretrain_imagenet", seed=1)
+    stage("pretrain_mapillary", seed=1)
+    stage(seed=1)
+    other = Path("runs/demo/train/mmbconv-s1")
+    assert (other / "model.safetensors").read_bytes() != uninterrupted[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(rung, uninterrupted, number, step):
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match=f"stopped by {number.name}, saved after step {step} of 6") as caught:
+        stage(screen=Screen(at={step: lambda: os.kill(os.getpid(), number)}))
+    assert caught.value.exit_code == 128 + number
+    assert signal.getsignal(number) is before
+    assert not RUN.exists()
+    screen = Screen()
+    stage(screen=screen)
+    assert screen.begun == (6, step)
+    assert outcome() == uninterrupted
+    assert not work_folders()
+
+
+class PowerCut(BaseException):
+    """Ends a run without any handler of ours."""
+
+
+def cut_after(step):
+    def cut():
+        raise PowerCut
+
+    with pytest.raises(PowerCut):
+        stage(screen=Screen(at={step: cut}))
+
+
+@pytest.mark.parametrize(("step", "kept"), [(1, 0), (3, 2), (6, 4)])
+def test_a_killed_run_goes_on_from_its_last_checkpoint(rung, uninterrupted, step, kept):
+    cut_after(step)
+    screen = Screen()
+    stage(screen=screen)
+    assert screen.begun == (6, kept)
+    assert outcome() == uninterrupted
+
+
+def test_a_damaged_checkpoint_is_named_and_the_result_is_the_same(rung, uninterrupted):
+    cut_after(5)
+    (work,) = work_folders()
+    weights = work / "step-000000004" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    screen = Screen()
+    stage(screen=screen)
+    assert screen.begun == (6, 2)
+    assert len(screen.warnings) == 1
+    assert "step-000000004" in screen.warnings[0]
+    assert outcome() == uninterrupted
+
+
+def test_a_half_written_history_line_is_left_out(rung, uninterrupted):
+    cut_after(5)
+    (work,) = work_folders()
+    with (work / "history.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')
+    stage()
+    assert outcome() == uninterrupted
+
+
+def test_a_changed_parameter_does_not_go_on_with_another_run(rung, change_params):
+    cut_after(3)
+    change_params(lambda p: p["train"].update(learning_rate=0.1))
+    screen = Screen()
+    stage(screen=screen)
+    assert screen.begun == (6, 0)
+
+
+def test_what_is_done_is_not_done_again(rung, change_params):
+    stage()
+    before = outcome()
+    screen = Screen()
+    assert "already trained" in stage(screen=screen).note
+    assert screen.begun is None
+    (RUN / "model.safetensors").write_bytes(b"damaged")
+    stage()
+    assert outcome() == before
+    change_params(lambda p: p["train"].update(learning_rate=0.1))
+    assert "already trained" not in stage().note
+
+
+def test_two_processes_do_not_share_a_work_folder(rung, uninterrupted):
+    cut_after(3)
+    (work,) = work_folders()
+    code = (
+        "import sys, pathlib; from mmseg_cli.runtime import only_one\n"
+        "with only_one(pathlib.Path(sys.argv[1])):\n print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, work], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(MmsegError, match=f"process {holder.pid} is already at work on this run") as caught:
+            stage()
+        assert caught.value.exit_code == 2
+        assert not RUN.exists()
+        holder.kill()
+    stage()  # the lock went with its process
+    assert outcome() == uninterrupted
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_old_one(rung, change_params):
+    stage()
+    before = outcome()
+    change_params(lambda p: p["train"].update(learning_rate=1e30, optimizer="sgd", warmup_steps=0))
+    with pytest.raises(NumericalStop, match="the loss is (nan|inf) at step") as caught:
+        stage()
+    assert caught.value.exit_code == 3
+    assert outcome() == before
+
+
+# ------------------------------------------------------------------------------------------------------- the ladder
+
+
+def test_the_ladder_hands_the_body_on(trained):
+    """ImageNet to Mapillary to Cityscapes: each rung starts from the one before and says so."""
+    shas, ladder = [None], []
+    for name, classes in (("pretrain_imagenet", 3), ("pretrain_mapillary", 5), ("train", 19)):
+        run = Path("runs/demo") / name / "mmbconv-s0"
+        record = json.loads((run / "record.json").read_text())
+        ladder.append(name)
+        assert record["ladder"] == ladder
+        assert len(record["label_space"]["classes"]) == classes
+        assert record["initial_weights_sha256"] == shas[-1]
+        shas.append(hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest())
+        if len(ladder) == 1:
+            assert record["transfer"] is None
+            assert set(record["figures"]) == {"top1", "top5"}
+        else:
+            assert record["transfer"]["body_share"] == 1
+            assert record["transfer"]["new"]
+            assert all(name.startswith("head.") for name in record["transfer"]["new"] + record["transfer"]["dropped"])
+
+
+def test_a_rung_that_is_left_out_passes_the_weights_on(prepared, change_params):
+    change_params(lambda p: p["pretrain_mapillary"].update(steps=0))
+    stage("pretrain_imagenet")
+    assert "left out" in stage("pretrain_mapillary").note
+    before, passed = (Path("runs/demo") / name / "mmbconv-s0" for name in ("pretrain_imagenet", "pretrain_mapillary"))
+    assert (before / "model.safetensors").read_bytes() == (passed / "model.safetensors").read_bytes()
+    record = json.loads((passed / "record.json").read_text())
+    assert (record["left_out"], record["weights"], record["ladder"]) == (True, True, ["pretrain_imagenet"])
+    stage()
+    assert json.loads((RUN / "record.json").read_text())["ladder"] == ["pretrain_imagenet", "train"]
+
+
+def test_all_rungs_left_out_is_training_from_scratch(rung):
+    passed = Path("runs/demo/pretrain_mapillary/mmbconv-s0")
+    assert [path.name for path in passed.iterdir()] == ["record.json"]
+    screen = Screen()
+    stage(screen=screen)
+    assert not [line for line in screen.lines if "weights from" in line]
+    assert json.loads((RUN / "record.json").read_text())["initial_weights_sha256"] is None
+
+
+def test_another_body_from_the_rung_before_is_refused(trained, change_params):
+    change_params(lambda p: p["network"].update(width=8))
+    before = outcome()
+    with pytest.raises(MmsegError, match="is of another architecture"):
+        stage()
+    assert outcome() == before
+
+
+def test_a_missing_rung_says_what_to_run(prepared):
+    with pytest.raises(MmsegError, match=r"record.json: missing: run `dvc repro`"):
+        stage()
+
+
+def test_a_dataset_for_another_task_is_refused(prepared, change_params):
+    change_params(lambda p: p["pretrain_imagenet"].update(dataset="cityscapes"))
+    with pytest.raises(MmsegError, match="pretrain_imagenet.dataset: cityscapes is for segmentation"):
+        stage("pretrain_imagenet")
+
+
+# ------------------------------------------------------------------------------------------------ what is pinned
+
+
+def test_two_blocks_see_the_same_data_in_the_same_order(prepared, monkeypatch, change_params):
+    change_params(lambda p: [p[name].update(steps=0) for name in ("pretrain_imagenet", "pretrain_mapillary")])
+    real, seen = loader.steps_loader, {}
+
+    def listening(batches, **arguments):
+        for batch in real(batches, **arguments):
+            content = b"".join(part.contiguous().numpy().tobytes() for part in batch)
+            seen.setdefault(key, []).append(hashlib.sha256(content).hexdigest())
+            yield batch
+
+    monkeypatch.setattr(loader, "steps_loader", listening)
+    for key in (("residual", 0), ("mmbconv", 0), ("mmbconv", 1)):
+        for name in ("pretrain_imagenet", "pretrain_mapillary", "train"):
+            stage(name, variant=key[0], seed=key[1])
+    assert len(seen["residual", 0]) == 4
+    assert len(set(seen["residual", 0])) == 4
+    assert seen["residual", 0] == seen["mmbconv", 0]
+    assert not set(seen["mmbconv", 0]) & set(seen["mmbconv", 1])
+
+
+def test_the_first_losses_are_pinned(rung, change_params):
+    """Another value here means that something about training has changed: data, network, loss or optimizer."""
+    change_params(lambda p: p["train"].update(learning_rate=0.05))
+    stage()
+    losses = [row["loss"] for row in rows() if "loss" in row]
+    np.testing.assert_allclose(losses, PINNED_LOSSES, rtol=1e-3)
+
+
+def test_the_number_of_workers_and_the_memory_format_change_no_choice(rung, uninterrupted, change_params):
+    change_params(lambda p: p["runtime"].update(workers=2))
+    stage()
+    assert outcome() == uninterrupted
+    shutil.rmtree("runs/demo/train")
+    change_params(lambda p: p["runtime"].update(channels_last=False))
+    stage()
+    losses = [json.loads(line) for line in uninterrupted[1].splitlines()]
+    for row, expected in zip(rows(), losses, strict=True):
+        if "loss" in row:
+            assert row["loss"] == pytest.approx(expected["loss"], rel=1e-3)
+
+
+# ------------------------------------------------------------------------------------- the command as a whole process
+
+
+def test_a_terminated_process_ends_with_143_and_is_resumed(rung, change_params, mmseg_process):
+    """The whole command, with a signal from outside somewhere in the middle."""
+    change_params(lambda p: p["train"].update(steps=120, checkpoint_every=1000))
+    command = [sys.executable, "-m", "mmseg_cli", "train", "--variant", "mmbconv", "--seed", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        give_up = time.monotonic() + 60
+        while not any(path.stat().st_size for path in Path(".work").glob("*train*/*/history.jsonl")):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < give_up
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert err.splitlines()[-1].startswith("mmseg: error: ")
+    assert "stopped by SIGTERM, saved after step" in err
+    assert "Traceback" not in err
+    assert not RUN.exists()
+    done = mmseg_process("train", "--variant", "mmbconv", "--seed", 0)
+    assert done.code == 0, done.err
+    assert "going on after step" in done.err
+    interrupted = load_file(RUN / "model.safetensors")
+    shutil.rmtree("runs/demo/train")
+    stage()
+    for name, tensor in load_file(RUN / "model.safetensors").items():
+        assert torch.equal(tensor, interrupted[name]), name
+
+
+def test_the_second_interrupt_means_now():
+    with runtime.StopRequest().listening() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal_number == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
