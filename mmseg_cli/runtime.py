@@ -11,7 +11,7 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -120,13 +120,18 @@ def only_one(folder: Path) -> Iterator[None]:
         yield
 
 
-def code_hash(modules: list[str]) -> str:
-    """SHA-256 over the source of the named modules: part of the identity of a run."""
+def code_hash(parts: Sequence[str]) -> str:
+    """SHA-256 over the package's source files named by `parts`, files or folders such as `models/unet.py`.
+
+    Part of the identity of what that code makes.
+    """
+    package = Path(__file__).parent
     digest = hashlib.sha256()
-    for name in sorted(modules):
-        source = sys.modules[name].__file__
-        digest.update(name.encode())
-        digest.update(Path(str(source)).read_bytes())
+    for part in sorted(parts):
+        path = package / part
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(str(file.relative_to(package)).encode())
+            digest.update(file.read_bytes())
     return digest.hexdigest()
 
 

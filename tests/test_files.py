@@ -22,6 +22,15 @@ def test_atomic_replaces_the_file_and_leaves_nothing_else(tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ["one.txt"]
 
 
+def test_a_reader_of_the_old_file_is_not_disturbed(tmp_path):
+    path = tmp_path / "one.txt"
+    files.write_text(path, "old and longer")
+    with path.open() as reader:
+        files.write_text(path, "new")
+        assert reader.read() == "old and longer"
+    assert path.read_text() == "new"
+
+
 def test_atomic_follows_the_umask(tmp_path):
     before = os.umask(0o027)
     try:

@@ -56,7 +56,10 @@ def _load(preset: str) -> tuple[Paths, Params]:
     from mmseg_cli import params, paths
 
     where = paths.find(preset=preset)
-    return where, params.load(where.params)
+    loaded = params.load(where.params)
+    if loaded.preset != preset:
+        raise MmsegError(where.params, f"preset: says {loaded.preset!r}", f"write {preset!r}, the name of its folder")
+    return where, loaded
 
 
 def _track(paths: Paths, params: Params, *, run: str, section: dict[str, object]) -> Tracker:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +32,7 @@ SOURCES: dict[str, ModuleType] = {
     "cityscapes": cityscapes,
     "camvid": camvid,
 }
+GENERATOR = ("data/sources/scenes", "data/sources/synthetic.py", "data/sources/vistas_labels.py")
 JPEG_QUALITY = 95  # of a JPEG that was made smaller; one that keeps its size keeps its bytes
 JPEG_MODES = ("L", "RGB")  # stored as they are; CMYK and others are converted
 
@@ -99,8 +99,7 @@ def generated_root(dataset: str, *, raw: Callable[[str], Path], settings: dict[s
         raw: the tree's folder, from a key that stands for the settings and the generator's code.
         settings: the arguments of `mmseg_cli.data.sources.synthetic.write` behind the root.
     """
-    code = [name for name in sys.modules if name.startswith("mmseg_cli.data.sources.s")]  # scenes and synthetic
-    root = raw(fingerprint([dataset, settings, runtime.code_hash(code)])[:12])
+    root = raw(fingerprint([dataset, settings, runtime.code_hash(GENERATOR)])[:12])
     if not root.is_dir():
         with new_folder(root) as folder:
             synthetic.write(dataset, folder, **settings)

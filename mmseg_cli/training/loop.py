@@ -63,7 +63,7 @@ def fit(
         on_step: called after each update; it may validate, save, or raise to stop.
 
     Raises:
-        NumericalStop: the loss is NaN or infinite; the weights are those before the update.
+        NumericalStop: the loss or the gradient is NaN or infinite; the weights are those before the update.
     """
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network.to(memory_format=layout)
@@ -82,8 +82,10 @@ def fit(
             raise NumericalStop("training", what, "lower the learning rate or set clip_norm")
         optimizer.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
-        if clip_norm is not None:
-            nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
+        norm = nn.utils.clip_grad_norm_(network.parameters(), math.inf if clip_norm is None else clip_norm).item()
+        if not math.isfinite(norm):
+            what = f"the gradient's norm is {norm} at step {number + 1}"
+            raise NumericalStop("training", what, "lower the learning rate or set clip_norm")
         optimizer.step()
         now = time.perf_counter()
         on_step(Step(number + 1, scalar, rate, len(image_BCHW), now - begun, waited))

@@ -64,3 +64,10 @@ def test_declared_code_is_imported_code(done_project: TinyProject, stage: str) -
 
 def test_declared_code_exists() -> None:
     assert not [dep for stage in STAGES for dep in _declared(stage) if not (REPOSITORY / dep).exists()]
+
+
+@pytest.mark.parametrize("stage", ["pretrain_imagenet", "pretrain_mapillary", "train"])
+def test_the_code_in_a_run_s_fingerprint_is_the_declared_code(stage: str) -> None:
+    from mmseg_cli.training.stages import CODE
+
+    assert sorted(f"mmseg_cli/{part}" for part in CODE) == sorted(_declared(stage))
