@@ -73,7 +73,7 @@ class Generate(Section):
 class Dataset(Section):
     """One dataset: where it comes from and how it is stored.
 
-    `long_side` and `short_side` limit the size of JPEG sources once, when they are prepared; None keeps them.
+    `long_side` and `short_side` limit the size of images once, when they are prepared; None keeps it.
     """
 
     source: Literal["disk", "synthetic"] = "disk"
@@ -100,8 +100,8 @@ class Network(Section):
     stem_stride: Literal[1, 2, 4]
     expansion: Annotated[Real, Field(gt=0)]
     se_ratio: Fraction
-    norm: Literal["batch", "group"] = "batch"
-    activation: Literal["relu", "silu", "hardswish", "gelu"] = "silu"
+    norm: Literal["batch", "group"]
+    activation: Literal["relu", "silu", "hardswish", "gelu"]
 
 
 class Variant(Section):
@@ -124,12 +124,15 @@ class Augment(Section):
     picture's area (classification); `colour` is the strength of brightness, contrast and saturation jitter."""
 
     scale: Annotated[list[Annotated[Real, Field(gt=0)]], Field(min_length=2, max_length=2)]
-    flip: bool = True
-    colour: Fraction = 0.0
+    flip: bool
+    colour: Fraction
 
 
 class Stage(Section):
-    """One rung of the ladder. `steps: 0` leaves it out: the weights before it pass through."""
+    """One rung of the ladder. `steps: 0` leaves it out: the weights before it pass through.
+
+    Nothing here has a default: what decides a result stands in the preset, where DVC sees it.
+    """
 
     dataset: Name
     steps: Annotated[int, Field(ge=0)]
@@ -138,11 +141,12 @@ class Stage(Section):
     optimizer: Literal["sgd", "adamw"]
     learning_rate: Annotated[Real, Field(gt=0)]
     weight_decay: Annotated[Real, Field(ge=0)]
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    schedule: Literal["poly", "cosine", "constant"] = "poly"
-    power: Annotated[Real, Field(gt=0)] = 0.9
-    label_smoothing: Fraction = 0.0
-    clip_norm: Annotated[Real, Field(gt=0)] | None = None
+    warmup_steps: Annotated[int, Field(ge=0)]
+    schedule: Literal["poly", "cosine", "constant"]
+    power: Annotated[Real, Field(gt=0)]
+    label_smoothing: Fraction
+    class_weights: Literal["none", "inverse-log"]
+    clip_norm: Annotated[Real, Field(gt=0)] | None
     augment: Augment
     validate_every: Positive
     checkpoint_every: Positive
@@ -159,7 +163,7 @@ class Evaluate(Section):
     """What is evaluated, and how many pictures are drawn."""
 
     dataset: Name
-    overlays: Annotated[int, Field(ge=0)] = 4
+    overlays: Annotated[int, Field(ge=0)]
 
 
 class CostSection(Section):
@@ -168,7 +172,7 @@ class CostSection(Section):
     batch: Positive
     crop: Size
     repeats: Positive
-    warmup: Annotated[int, Field(ge=0)] = 2
+    warmup: Annotated[int, Field(ge=0)]
 
 
 class Ablate(Section):
@@ -189,18 +193,18 @@ class Ablate(Section):
 class Runtime(Section):
     """The process. None of these changes what is computed, except for the last bits of a sum."""
 
-    device: str = "auto"
-    workers: Annotated[int, Field(ge=0)] = 0
-    threads: Positive | None = None
-    channels_last: bool = True
+    device: str
+    workers: Annotated[int, Field(ge=0)]
+    threads: Positive | None
+    channels_last: bool
 
 
 class Tracking(Section):
     """The MLflow mirror. `uri: null` is MLFLOW_TRACKING_URI or the project's own `mlflow.db`."""
 
-    enabled: bool = True
-    uri: str | None = None
-    experiment: str = "mmseg"
+    enabled: bool
+    uri: str | None
+    experiment: str
 
 
 class Params(Section):
@@ -218,8 +222,8 @@ class Params(Section):
     evaluate: Evaluate
     cost: CostSection
     ablate: Ablate
-    runtime: Runtime = Runtime()
-    tracking: Tracking = Tracking()
+    runtime: Runtime
+    tracking: Tracking
 
     @model_validator(mode="after")
     def _known_names(self) -> Params:

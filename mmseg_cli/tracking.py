@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -216,7 +217,8 @@ def start(
         params: parameters, nested ones flattened to ``a.b.c``.
         tags: further tags of the run.
         warn: called with one line if MLflow is missing or, in :meth:`Tracker.close`, if the mirror is incomplete.
-        resume_key: a later start with the same key goes on with the newest run of that key.
+        resume_key: a later start with the same key and parameters goes on with the newest such run, unless that
+            one finished.
     """
     if not enabled:
         return Tracker(None, "", warn)
@@ -448,18 +450,19 @@ class _Run:
         self.params = {_name(name): value[:PARAM_CHARACTERS] for name, value in config["params"].items()}
         old = None
         if config["resume_key"] is not None:
-            tags[RESUME_TAG] = _searchable(config["resume_key"])
+            digest = hashlib.sha256(json.dumps(self.params, sort_keys=True).encode()).hexdigest()[:12]
+            tags[RESUME_TAG] = _searchable(f"{config['resume_key']} {digest}")
             old = self._newest(experiment, RESUME_TAG, tags[RESUME_TAG])
+            if old is not None and old.info.status == "FINISHED":
+                old = None  # done again from the start, not gone on with
         if old is None:
             created = self.client.create_run(
                 experiment, start_time=config["start_ms"], tags=tags, run_name=config["run_name"]
             )
             self.run_id = created.info.run_id
             return
-        # A parameter of MLflow cannot be changed: what the run has stays, and what is new is added.
         from mlflow.entities import RunTag
 
-        self.params = {name: value for name, value in self.params.items() if name not in old.data.params}
         self.client.update_run(old.info.run_id, status="RUNNING", name=config["run_name"])
         self.client.log_batch(old.info.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
         self.run_id = old.info.run_id

@@ -267,11 +267,14 @@ def test_a_killed_command_leaves_a_killed_run_that_its_key_resumes(root: Path) -
     assert killed.info.run_id in statuses
 
 
-def test_a_resumed_run_keeps_its_parameters_and_gains_new_ones(root: Path, start: Any, warnings: list[str]) -> None:
+def test_other_parameters_or_a_finished_run_begin_a_new_one(root: Path, start: Any, warnings: list[str]) -> None:
+    start(params={"steps": 10}, resume_key="k").close(status="KILLED")
+    start(params={"steps": 20}, resume_key="k").close()
+    start(params={"steps": 20}, resume_key="k").close()
     start(params={"steps": 10}, resume_key="k").close()
-    start(params={"steps": 20, "more": 1}, resume_key="k").close()
-    (run,) = runs(client(root), "test_a_resumed_run_keeps_its_parameters_and_gains_new_ones")
-    assert run.data.params == {"steps": "10", "more": "1"}
+    found = runs(client(root), "test_other_parameters_or_a_finished_run_begin_a_new_one")
+    assert sorted(run.data.params["steps"] for run in found) == ["10", "20", "20"]
+    assert {run.info.status for run in found} == {"FINISHED"}
     assert warnings == []
 
 

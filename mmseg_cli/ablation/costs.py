@@ -40,13 +40,16 @@ def counted(
             width_px=-(-width // stride),
             **{key: arguments[key] for key in ("expansion", "se_ratio", "norm", "activation")},
         )
-        rows[variant] = (cost.describe(network, (1, 3, height, width)), block)
+        pair = cost.describe(network, (2, 3, height, width))  # batch norm needs two where a deep level has one pixel
+        whole = cost.Cost(pair.parameters, pair.macs // 2, pair.activation_bytes // 2)
+        rows[variant] = (whole, block)
     return rows
 
 
 def measure(
     networks: Mapping[str, dict[str, Any]],
     *,
+    dataset: str,
     classes: int,
     batch: int,
     height: int,
@@ -60,6 +63,8 @@ def measure(
 ) -> dict[str, Any]:
     """Time one training step of every variant in turn (A B C A B C ...) and measure its peak memory.
 
+    `dataset` and `classes` are those of the head; the other sizes are of the crops.
+
     Returns:
         The content of cost.json: the environment, and for every variant its counted cost, the raw seconds of each
         repeat and the peak bytes.
@@ -71,10 +76,19 @@ def measure(
 
     runtime.limit_threads(threads)
     where = str(runtime.pick_device(device))
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     rows: dict[str, Any] = {}
     for variant, (whole, _) in counted(networks, classes=classes, height=height, width=width).items():
         arguments = {"task": "segmentation", "num_classes": classes, **networks[variant]}
-        peak = cost.peak_training_bytes(build_network, arguments, batch=batch, height=height, width=width, device=where)
+        peak = cost.peak_training_bytes(
+            build_network,
+            arguments,
+            batch=batch,
+            height=height,
+            width=width,
+            device=where,
+            memory_format=layout,
+        )
         rows[variant] = {"network": networks[variant], **asdict(whole), "peak_bytes": peak}
         advance()
     seconds = cost.step_seconds(
@@ -88,7 +102,7 @@ def measure(
         repeats=repeats,
         warmup=warmup,
         device=where,
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+        memory_format=layout,
     )
     for variant, row in rows.items():
         row["step_seconds"] = seconds[variant]
@@ -96,6 +110,7 @@ def measure(
     accelerator = torch.cuda.get_device_name(where) if where.startswith("cuda") else None
     return {
         "environment": {**runtime.environment(), "threads": torch.get_num_threads(), "accelerator": accelerator},
+        "dataset": dataset,
         "device": where,
         "batch": batch,
         "height": height,

@@ -28,14 +28,12 @@ class Evidence:
         variants, seeds: the grid, in the table's order; the first variant is the baseline.
         runs: metrics.json of every (variant, seed).
         cost: cost.json.
-        files: the evidence files that were read, for the table's footnotes.
     """
 
     variants: list[str]
     seeds: list[int]
     runs: dict[tuple[str, int], dict[str, Any]]
     cost: dict[str, Any]
-    files: list[Path]
 
     def figure(self, variant: str, key: str) -> list[float]:
         """One figure of metrics.json for every seed."""
@@ -86,6 +84,21 @@ def _checked_run(folder: Path, *, variant: str, seed: int) -> dict[str, Any]:
     return dict(found)
 
 
+def _require_comparable(paths: Paths, runs: dict[tuple[str, int], dict[str, Any]], cost: dict[str, Any]) -> None:
+    """Raise MmsegError unless all runs share recipe, data and classes, and their networks are those of cost.json."""
+    first = next(iter(runs.values()))
+    for (variant, seed), found in runs.items():
+        file = paths.evidence / run_name(variant, seed) / METRICS
+        for key in ("split", "images", "label_space"):
+            if found.get(key) != first.get(key):
+                raise MmsegError(file, f"{key} is {found.get(key)}, of others {first.get(key)}", REPRO)
+        for key in ("recipe", "ladder"):
+            if found["run"].get(key) != first["run"].get(key):
+                raise MmsegError(file, f"was trained by another {key} than the other runs", REPRO)
+        if found["run"].get("network") != cost["variants"][variant].get("network"):
+            raise MmsegError(file, f"is of another network than {COST} measured", REPRO)
+
+
 def collect(paths: Paths, *, variants: list[str], seeds: list[int]) -> Evidence:
     """Read the evidence of a grid; files of runs outside the grid are not looked at.
 
@@ -105,4 +118,5 @@ def collect(paths: Paths, *, variants: list[str], seeds: list[int]) -> Evidence:
     unmeasured = [variant for variant in variants if variant not in cost["variants"]]
     if unmeasured:
         raise MmsegError(paths.evidence / COST, f"has no measurement of {', '.join(unmeasured)}", REPRO)
-    return Evidence(variants=variants, seeds=seeds, runs=runs, cost=cost, files=wanted)
+    _require_comparable(paths, runs, cost)
+    return Evidence(variants=variants, seeds=seeds, runs=runs, cost=cost)

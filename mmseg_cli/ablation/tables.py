@@ -107,9 +107,12 @@ def _per_class(evidence: Evidence) -> str:
 
 
 def _ladder(evidence: Evidence) -> str:
-    names = {"pretrain_imagenet": "ImageNet", "pretrain_mapillary": "Mapillary", "train": "train"}
+    """One sentence on what the runs were trained on, and in which order."""
+    names = {"pretrain_imagenet": "ImageNet", "pretrain_mapillary": "Mapillary", "train": evidence.cost["dataset"]}
     ladder = evidence.runs[evidence.variants[0], evidence.seeds[0]]["run"]["ladder"]
-    return " → ".join(names[stage] for stage in ladder) + (" (from scratch)" if len(ladder) == 1 else "")
+    if len(ladder) == 1:
+        return f"{names['train']} from scratch."
+    return f"{' → '.join(names[stage] for stage in ladder)}; each variant and seed has pretraining of its own."
 
 
 def markdown(evidence: Evidence, *, preset: str, chart: str) -> str:
@@ -125,6 +128,7 @@ def markdown(evidence: Evidence, *, preset: str, chart: str) -> str:
         if len(evidence.seeds) < 3
         else "The spread is over seeds alone; it is no confidence interval, and no verdict is drawn from it here."
     )
+    repeats = len(cost["variants"][found[0].variant]["step_seconds"])
     step = f"batch {cost['batch']} of {cost['height']}x{cost['width']}"
     return f"""# Ablation of blocks: {preset}
 
@@ -134,11 +138,12 @@ def markdown(evidence: Evidence, *, preset: str, chart: str) -> str:
 
 - **mIoU**: last checkpoint, single scale, labels at native size, {first["images"]} val images, {first["label_space"]};
   mean ± sample standard deviation over seeds {seeds}.
-- **Δ mIoU**: to `{evidence.variants[0]}`, paired by seed (equal seeds share the data order). {few}
-- **Ladder**: {_ladder(evidence)}; each variant and seed has pretraining of its own.
-- **Cost**: parameters; MACs of one {cost["height"]}x{cost["width"]} image; one training step of {step}: median of
-  {len(cost["variants"][found[0].variant]["step_seconds"])} interleaved repeats, time ratio to `{evidence.variants[0]}`
-  repeat by repeat, peak memory on top of the empty process. Measured on {where}; torch {machine["torch"]}.
+- **Δ mIoU**: to `{evidence.variants[0]}`, paired by seed (equal seeds share the data order).
+  {few}
+- **Ladder**: {_ladder(evidence)}
+- **Cost**: parameters; MACs of one {cost["height"]}x{cost["width"]} image; one training step of {step} with SGD:
+  median of {repeats} interleaved repeats; time ratio to `{evidence.variants[0]}`,
+  the median over repeats; peak memory on top of the empty process. Measured on {where}; torch {machine["torch"]}.
 
 ## IoU by class, mean over seeds, in percent
 

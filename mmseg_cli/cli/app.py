@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
-from mmseg_cli.errors import MmsegError
+from mmseg_cli.errors import INTERRUPTED, MmsegError, ResourceError
 
 if TYPE_CHECKING:
     from mmseg_cli.params import Params
@@ -50,6 +54,9 @@ def _options(
 ) -> None:
     if debug:
         os.environ["MMSEG_DEBUG"] = "1"
+    from mmseg_cli.runtime import die_with_parent
+
+    die_with_parent()
 
 
 def _load(preset: str) -> tuple[Paths, Params]:
@@ -57,9 +64,20 @@ def _load(preset: str) -> tuple[Paths, Params]:
 
     where = paths.find(preset=preset)
     loaded = params.load(where.params)
-    if loaded.preset != preset:
-        raise MmsegError(where.params, f"preset: says {loaded.preset!r}", f"write {preset!r}, the name of its folder")
+    folder = where.params.parent
+    for key, value, right in (
+        ("preset", loaded.preset, preset),
+        ("root", (folder / loaded.root).resolve(), where.root),
+        ("params_file", (where.root / loaded.params_file).resolve(), where.params),
+    ):
+        if value != right:
+            raise MmsegError(where.params, f"{key} leads to {value}", f"make it lead to {right}, which DVC reads")
     return where, loaded
+
+
+def _with(preset: str, command: str) -> str:
+    """A command to run next, for the same preset."""
+    return command if preset == "demo" else f"{command} --preset {preset}"
 
 
 def _track(paths: Paths, params: Params, *, run: str, section: dict[str, object]) -> Tracker:
@@ -162,7 +180,7 @@ def prepare(
             on_start=lambda total: show.begin(total=total),
             advance=show.advance,
         )
-    for warning in made.warnings:
+    for warning in made.warnings if section.source == "disk" else []:  # generated data are never of the official size
         screen.warn(f"{dataset}: {warning}")
     if tracker is not None:
         tracker.close(summary={f"items_{split}": count for split, count in made.counts.items()})
@@ -173,7 +191,7 @@ def prepare(
             ("classes", str(made.classes)),
             ("store", f"{made.folder} ({made.bytes / 2**20:.1f} MiB)"),
         ],
-        next_command="dvc repro" if preset is not None else "see README.md, From the demo to Cityscapes",
+        next_command="see README.md, From the demo to Cityscapes" if preset is None else _with(preset, "mmseg ablate"),
     )
 
 
@@ -183,9 +201,7 @@ def _train(stage: str, *, preset: str, variant: str | None, seed: int | None, ne
     name, seed = _grid_point(params, variant, seed)
     from mmseg_cli.cli import screen
     from mmseg_cli.paths import run_name
-    from mmseg_cli.runtime import die_with_parent
 
-    die_with_parent()
     run = f"{stage}/{run_name(name, seed)}"
     settings = {"network": params.network_of(name), stage: getattr(params, stage).model_dump(), "seed": seed}
     with _track(paths, params, run=run, section={"variant": name, **settings}) as tracker:
@@ -197,11 +213,10 @@ def _train(stage: str, *, preset: str, variant: str | None, seed: int | None, ne
             )
         tracker.close(summary=trained.figures)
     figures = [(key.replace("_", " "), _percent(value)) for key, value in trained.figures.items()]
-    options = "" if preset == "demo" else f" --preset {preset}"
     screen.panel(
         run,
         [*figures, ("run", str(trained.folder)), ("how", trained.note)],
-        next_command=f"{next_command}{options} --variant {name} --seed {seed}",
+        next_command=_with(preset, f"{next_command} --variant {name} --seed {seed}"),
     )
 
 
@@ -273,7 +288,7 @@ def evaluate(preset: Preset = "demo", variant: VariantOption = None, seed: SeedO
             ("metrics", str(result.metrics_file)),
             ("pictures", str(result.overlays)),
         ],
-        next_command="mmseg ablate" if preset == "demo" else f"mmseg ablate --preset {preset}",
+        next_command=_with(preset, "mmseg ablate"),
     )
 
 
@@ -315,7 +330,7 @@ def cost(
     screen.panel(
         "cost",
         [("activations", "kept for the backward pass of one image in float32; counted, not measured")],
-        next_command="mmseg cost --measure" if preset == "demo" else f"mmseg cost --measure --preset {preset}",
+        next_command=_with(preset, "mmseg cost --measure"),
     )
 
 
@@ -332,6 +347,7 @@ def _measure_cost(paths: Paths, params: Params, networks: dict[str, dict[str, ob
             show.begin(total=len(networks))
             measured = costs.measure(
                 networks,
+                dataset=str(store.manifest["dataset"]),
                 classes=len(store.space.classes),
                 batch=params.cost.batch,
                 height=params.cost.crop[0],
@@ -360,7 +376,17 @@ def _measure_cost(paths: Paths, params: Params, networks: dict[str, dict[str, ob
             for name, row in rows.items()
         ],
     )
-    screen.panel("cost", [("file", str(paths.evidence / "cost.json"))], next_command="mmseg ablate --no-run")
+    screen.panel(
+        "cost", [("file", str(paths.evidence / "cost.json"))], next_command=_with(paths.preset, "mmseg ablate")
+    )
+
+
+def _browse(params: Params) -> str | None:
+    """How to look at the MLflow mirror."""
+    if not params.tracking.enabled:
+        return None
+    uri = params.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    return f"open {uri}" if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
 
 
 def _listed(text: str | None, convert: Callable[[str], T], option: str) -> list[T] | None:
@@ -417,16 +443,36 @@ def ablate(
     screen.panel(
         f"ablation of {paths.preset}",
         [("table", f"{folder}/{built.markdown.name}, {built.csv.name}"), ("chart", f"{folder}/{built.chart.name}")],
-        next_command="mlflow ui --backend-store-uri sqlite:///mlflow.db" if params.tracking.enabled else None,
+        next_command=_browse(params),
     )
+
+
+def _as_error(error: Exception) -> MmsegError | None:
+    """The user's error behind an exception that the machine raised; None where it is a bug of ours."""
+    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if memory or "can't allocate memory" in str(error):
+        todo = "set a smaller batch or crop, or use a larger machine"
+        return ResourceError("memory", "does not suffice for this step", todo)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = error.filename or "disk"
+        return ResourceError(where, "no space left", "free some and run the same command again")
+    return None
+
+
+def _end(signal_number: int, _frame: FrameType | None) -> None:
+    """End on SIGTERM as on Ctrl-C: what is half written is removed on the way out."""
+    sys.exit(INTERRUPTED + signal_number)
 
 
 def main() -> None:
     """The entry point: one line for an error that the user can mend, and its exit code."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _end)
     try:
         app()
-    except MmsegError as error:
-        if os.environ.get("MMSEG_DEBUG"):
+    except Exception as error:
+        known = error if isinstance(error, MmsegError) else _as_error(error)
+        if known is None or os.environ.get("MMSEG_DEBUG"):
             raise
-        sys.stderr.write(f"mmseg: error: {error}\n")
-        sys.exit(error.exit_code)
+        sys.stderr.write(f"mmseg: error: {known}\n")
+        sys.exit(known.exit_code)

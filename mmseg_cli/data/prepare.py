@@ -83,11 +83,7 @@ def find_root(dataset: str, root: Path | None) -> Path:
     if not SOURCES[dataset].looks_like(folder):
         others = [name for name, module in SOURCES.items() if module.looks_like(folder)]
         what = f"looks like {others[0]}, not {dataset}" if others else f"does not look like {dataset}"
-        todo = (
-            f"use `mmseg prepare {others[0]}`" if others else f"give the folder that {SOURCES[dataset].__name__} names"
-        )
-        if not others:
-            todo = f"give the folder that holds {dataset}'s own folders (`mmseg prepare --help` lists them)"
+        todo = f"use `mmseg prepare {others[0]}`" if others else "`mmseg prepare --help` lists the folders it must hold"
         raise MmsegError(folder, what, todo)
     return folder
 

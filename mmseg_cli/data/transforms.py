@@ -54,14 +54,16 @@ def zoomed_region(
         scale, top, left: numbers in [0, 1).
     """
     factor = zoom[0] * (zoom[1] / zoom[0]) ** scale
-    height, width = (min(size[axis], max(1, round(crop[axis] / factor))) for axis in (0, 1))
+    height, width = (max(1, round(crop[axis] / factor)) for axis in (0, 1))
+    full_height, full_width = height <= size[0], width <= size[1]
+    height, width = min(height, size[0]), min(width, size[1])
     return Region(
         top=int(top * (size[0] - height + 1)),
         left=int(left * (size[1] - width + 1)),
         height=height,
         width=width,
-        out_height=min(crop[0], max(1, round(height * factor))),
-        out_width=min(crop[1], max(1, round(width * factor))),
+        out_height=crop[0] if full_height else min(crop[0], max(1, round(height * factor))),
+        out_width=crop[1] if full_width else min(crop[1], max(1, round(width * factor))),
     )
 
 

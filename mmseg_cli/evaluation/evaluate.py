@@ -138,7 +138,7 @@ def evaluate(
             "label_space": store.space.name,
             "weights_sha256": sha256(run / weights.WEIGHTS),
             "confusion_sha256": sha256(confusion_file),
-            "run": {key: record[key] for key in ("variant", "seed", "fingerprint", "ladder")},
+            "run": {key: record[key] for key in ("variant", "seed", "network", "ladder", "recipe", "fingerprint")},
         },
     )
     return Evaluation(

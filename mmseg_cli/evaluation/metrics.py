@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from mmseg_cli.data.labels import IGNORE
 from mmseg_cli.errors import MmsegError
 
 Confusion = NDArray[np.int64]
-IGNORE = 255
 
 
 def confusion(truth_HW: NDArray[np.uint8], predicted_HW: NDArray[np.uint8], *, classes: int) -> Confusion:

@@ -262,6 +262,7 @@ def peak_training_bytes(
     width: int,
     device: str,
     autocast: torch.dtype | None = None,
+    memory_format: torch.memory_format = torch.channels_last,
 ) -> int:
     """Measure the peak memory of training: weights, gradients, momentum, activations and working memory.
 
@@ -279,6 +280,7 @@ def peak_training_bytes(
         width: of the images, in pixels.
         device: ``cpu``, ``cuda`` or ``cuda:<n>``.
         autocast: the type for automatic mixed precision; None for float32.
+        memory_format: of weights and images.
 
     Returns:
         Peak bytes above what was in use before.
@@ -288,12 +290,20 @@ def peak_training_bytes(
         ResourceError: the memory does not suffice.
     """
     if torch.device(device).type == "cuda":
-        return _peak_on_cuda(make_network, arguments, batch, height, width, device, autocast)
+        return _peak_on_cuda(make_network, arguments, batch, height, width, device, autocast, memory_format)
     with torch.device("meta"):
         make_network(**arguments)  # a bad argument raises here, in one line, and not in the other process
     with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
         measuring = pool.submit(
-            _peak_on_cpu, make_network, arguments, batch, height, width, autocast, torch.get_num_threads()
+            _peak_on_cpu,
+            make_network,
+            arguments,
+            batch,
+            height,
+            width,
+            autocast,
+            memory_format,
+            torch.get_num_threads(),
         )
         try:
             return measuring.result()
@@ -311,6 +321,7 @@ def _two_steps(
     width: int,
     device: str,
     autocast: torch.dtype | None,
+    memory_format: torch.memory_format,
 ) -> None:
     step = _training_step(
         make_network(**arguments),
@@ -319,7 +330,7 @@ def _two_steps(
         width=width,
         device=device,
         autocast=autocast,
-        memory_format=torch.channels_last,
+        memory_format=memory_format,
     )
     step()
     step()
@@ -334,13 +345,14 @@ def _peak_on_cuda(
     width: int,
     device: str,
     autocast: torch.dtype | None,
+    memory_format: torch.memory_format,
 ) -> int:
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     try:
-        _two_steps(make_network, arguments, batch, height, width, device, autocast)
+        _two_steps(make_network, arguments, batch, height, width, device, autocast, memory_format)
     except torch.cuda.OutOfMemoryError as error:
         raise ResourceError(device, "not enough memory for this step", "use a smaller batch") from error
     return torch.cuda.max_memory_allocated(device) - before
@@ -353,16 +365,17 @@ def _peak_on_cpu(
     height: int,
     width: int,
     autocast: torch.dtype | None,
+    memory_format: torch.memory_format,
     threads: int,
 ) -> int:
     torch.set_num_threads(threads)
     # Loads the libraries that the first step of any network needs: they are no network's cost.
     warm_up = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
     for _ in range(2):
-        _two_steps(lambda: warm_up, {}, 2, 16, 16, "cpu", autocast)
+        _two_steps(lambda: warm_up, {}, 2, 16, 16, "cpu", autocast, memory_format)
     gc.collect()
     before = _restart_peak()
-    _two_steps(make_network, arguments, batch, height, width, "cpu", autocast)
+    _two_steps(make_network, arguments, batch, height, width, "cpu", autocast, memory_format)
     return _peak_resident_bytes() - before
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from mmseg_cli.errors import MmsegError
-from mmseg_cli.files import atomic, read_json
+from mmseg_cli.files import atomic, read_json, sha256
 from mmseg_cli.models.unet import build_network
 
 WEIGHTS = "model.safetensors"
@@ -88,5 +88,18 @@ def load_network(folder: Path, *, expected: dict[str, Any] | None = None) -> tup
         raise MmsegError(folder, what, "train it again, or restore the parameters")
     classes = len(record["label_space"]["classes"])
     network = build_network(task=record["task"], num_classes=classes, **record["network"])
-    fill(network, read_weights(folder / WEIGHTS), folder / WEIGHTS)
+    fill(network, recorded_weights(folder, record), folder / WEIGHTS)
     return network.eval(), record
+
+
+def recorded_weights(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a run, which must be those that its record names.
+
+    Raises:
+        MmsegError: the file is missing, damaged or another one.
+    """
+    path = folder / WEIGHTS
+    tensors = read_weights(path)
+    if record.get("weights_sha256") != sha256(path):
+        raise MmsegError(path, "is not the file that record.json names", "run the stage that makes it again")
+    return tensors

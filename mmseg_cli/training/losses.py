@@ -5,10 +5,13 @@ Shapes: B = batch, K = classes, H, W = height, width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = 255
+from mmseg_cli.data.labels import IGNORE
 
 
 def cross_entropy(logits_BK: Tensor, target_B: Tensor, *, label_smoothing: float) -> Tensor:
@@ -20,17 +23,35 @@ def cross_entropy(logits_BK: Tensor, target_B: Tensor, *, label_smoothing: float
     return loss_B.mean()
 
 
-def pixel_cross_entropy(logits_BKHW: Tensor, label_BHW: Tensor, *, label_smoothing: float) -> Tensor:
+def inverse_log_weights(class_pixels: Sequence[int]) -> Tensor:
+    """Class weights 1 / ln(1.02 + share of the pixels), as in ENet (Paszke et al. 2016): a rare class counts more.
+
+    Args:
+        class_pixels: labelled pixels of each class in the training split.
+
+    Returns:
+        weight_K, float32, between 1.4 (a class that is everywhere) and 50.5 (one that never occurs).
+    """
+    pixels_K = torch.tensor(class_pixels, dtype=torch.float64)
+    return (1 / torch.log(1.02 + pixels_K / pixels_K.sum().clamp(min=1))).float()
+
+
+def pixel_cross_entropy(
+    logits_BKHW: Tensor, label_BHW: Tensor, *, label_smoothing: float, weight_K: Tensor | None = None
+) -> Tensor:
     """Mean cross entropy over the pixels that are not ignored; 0 where all are.
 
     Args:
         logits_BKHW: float.
         label_BHW: train ids, 255 = ignore.
+        weight_K: weight of each class's pixels in the mean; None weighs all alike.
     """
     label_BHW = label_BHW.long()
     kept_BHW = label_BHW != IGNORE
+    label_BHW = label_BHW.masked_fill(~kept_BHW, 0)
     log_BKHW = F.log_softmax(logits_BKHW, dim=1)
-    loss_BHW = -log_BKHW.gather(1, label_BHW.masked_fill(~kept_BHW, 0)[:, None]).squeeze(1)
+    loss_BHW = -log_BKHW.gather(1, label_BHW[:, None]).squeeze(1)
     if label_smoothing:
         loss_BHW = (1 - label_smoothing) * loss_BHW - label_smoothing * log_BKHW.mean(dim=1)
-    return (loss_BHW * kept_BHW).sum() / kept_BHW.sum().clamp(min=1)
+    share_BHW = kept_BHW.float() if weight_K is None else kept_BHW * weight_K[label_BHW]
+    return (loss_BHW * share_BHW).sum() / share_BHW.sum().clamp(min=1)

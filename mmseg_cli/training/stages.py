@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmseg_cli import runtime
 from mmseg_cli.data import loader
@@ -94,7 +94,11 @@ class Trained:
 
 def _leave_out(stage: str, run: Path, previous: Path | None, *, variant: str, seed: int) -> Trained:
     """A rung with `steps: 0`: the weights before it, if any, pass through."""
-    before = weights.read_record(previous) if previous is not None else {"weights": False, "ladder": [], "network": {}}
+    before = (
+        weights.read_record(previous)
+        if previous is not None
+        else {"weights": False, "ladder": [], "recipe": None, "network": {}}
+    )
     record = {
         **before,
         "stage": stage,
@@ -127,6 +131,16 @@ def _crops(
     if task == "classification":
         return loader.ClassificationCrops(area=scale, **common)
     return loader.SegmentationCrops(zoom=scale, **common)
+
+
+def _loss(section: Stage, store: Store, *, task: str, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of a rung as a function of (logits, target)."""
+    if task == "classification":
+        return partial(losses.cross_entropy, label_smoothing=section.label_smoothing)
+    weight_K = None
+    if section.class_weights == "inverse-log":
+        weight_K = losses.inverse_log_weights(store.manifest["splits"]["train"]["class_pixels"]).to(device)
+    return partial(losses.pixel_cross_entropy, label_smoothing=section.label_smoothing, weight_K=weight_K)
 
 
 def _validator(
@@ -170,11 +184,13 @@ class _Start:
 
     Attributes:
         ladder: the rungs that were trained before.
+        recipe: the fingerprint of their parameters and data, the network and the seed aside.
         source: SHA-256 of the file that the body came from, None from scratch.
     """
 
     network: nn.Module
     ladder: list[str]
+    recipe: str | None
     source: str | None
     transfer: Transfer | None
 
@@ -182,14 +198,14 @@ class _Start:
 def _first_weights(network: nn.Module, previous: Path | None, *, screen: Screen) -> _Start:
     """Take over the body of the rung before, where there is one."""
     if previous is None:
-        return _Start(network, [], None, None)
+        return _Start(network, [], None, None, None)
     before = weights.read_record(previous)
     if not before["weights"]:
-        return _Start(network, before["ladder"], None, None)
+        return _Start(network, before["ladder"], before["recipe"], None, None)
     file = previous / weights.WEIGHTS
-    arrived = transfer(network, weights.read_weights(file), file)
+    arrived = transfer(network, weights.recorded_weights(previous, before), file)
     screen.note(f"weights from {previous.parent.name}: {arrived.line()}")
-    return _Start(network, before["ladder"], sha256(file), arrived)
+    return _Start(network, before["ladder"], before["recipe"], before["weights_sha256"], arrived)
 
 
 def _identity(
@@ -286,10 +302,7 @@ def _train_steps(
             network,
             loader.steps_loader(crops, start=start, stop=section.steps, workers=workers),
             optimizer=optimizer,
-            loss=partial(
-                losses.cross_entropy if task == "classification" else losses.pixel_cross_entropy,
-                label_smoothing=section.label_smoothing,
-            ),
+            loss=_loss(section, store, task=task, device=device),
             learning_rate=partial(
                 schedule.learning_rate,
                 base=section.learning_rate,
@@ -366,6 +379,7 @@ def run_stage(
         with new_folder(run) as folder:
             weights.save_weights(network, folder / weights.WEIGHTS)
             write_text(folder / HISTORY, history.text())
+            data = sha256(store.folder / "manifest.json")
             record = {
                 "stage": stage,
                 "variant": variant,
@@ -373,13 +387,14 @@ def run_stage(
                 "left_out": False,
                 "weights": True,
                 "ladder": [*first.ladder, stage],
+                "recipe": fingerprint([first.recipe, stage, section.model_dump(), data]),
                 "task": task,
                 "network": body,
                 "label_space": store.manifest["label_space"],
                 "figures": figures,
                 "transfer": None if first.transfer is None else first.transfer.as_json(),
                 "initial_weights_sha256": first.source,
-                "data_manifest_sha256": sha256(store.folder / "manifest.json"),
+                "data_manifest_sha256": data,
                 "weights_sha256": sha256(folder / weights.WEIGHTS),
                 "fingerprint": identity,
             }

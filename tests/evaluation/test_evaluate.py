@@ -79,7 +79,7 @@ def test_the_evidence_says_what_the_network_does(trained):
     assert (figures["images"], figures["split"], figures["label_space"]) == (3, "val", "cityscapes-19")
     for key, path in (("weights_sha256", RUN / "model.safetensors"), ("confusion_sha256", EVIDENCE / "confusion.npz")):
         assert figures[key] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert figures["run"] == {key: record[key] for key in ("variant", "seed", "fingerprint", "ladder")}
+    assert figures["run"] == {key: record[key] for key in ("variant", "seed", "network", "ladder", "recipe", "fingerprint")}
     assert "NaN" not in (EVIDENCE / "metrics.json").read_text()
 
 
