@@ -163,7 +163,14 @@ def write_run_evidence(folder: Path, matrices: list[list[list[int]]], *, variant
         "label_space": "toy-3",
         "weights_sha256": "0" * 64,
         "confusion_sha256": hashlib.sha256((folder / "confusion.npz").read_bytes()).hexdigest(),
-        "run": {"variant": variant, "seed": seed, "fingerprint": "f" * 64, "ladder": ["train"]},
+        "run": {
+            "variant": variant,
+            "seed": seed,
+            "network": {"block": variant},
+            "ladder": ["train"],
+            "recipe": "e" * 64,
+            "fingerprint": "f" * 64,
+        },
     }
     (folder / "metrics.json").write_text(json.dumps(figures))
     return figures
@@ -186,11 +193,11 @@ def make_evidence(evidence: Path, table: dict[tuple[str, int], int]) -> None:
     write_cost(evidence, list(dict.fromkeys(variant for variant, _ in table)))
 
 
-def write_cost(evidence: Path, variants: list[str]) -> None:
+def write_cost(evidence: Path, variants: list[str], *, networks: dict[str, dict[str, Any]] | None = None) -> None:
     """cost.json: the second variant takes twice as much of everything as the first, and so on."""
     rows = {
         variant: {
-            "network": {"block": variant},
+            "network": (networks or {}).get(variant, {"block": variant}),
             "parameters": 1000 * (position + 1),
             "macs": 2_000_000 * (position + 1),
             "activation_bytes": 4096,
@@ -202,6 +209,7 @@ def write_cost(evidence: Path, variants: list[str]) -> None:
     }
     cost = {
         "environment": {"processor": "a processor", "threads": 2, "accelerator": None, "torch": "2.x"},
+        "dataset": "toy",
         "device": "cpu",
         "batch": 4,
         "height": 32,

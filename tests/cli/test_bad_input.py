@@ -41,6 +41,16 @@ def broken_yaml(case):
     return TRAIN, "params.yaml: not valid YAML, line "
 
 
+def a_preset_under_another_name(case):
+    case.change(lambda p: p.update(preset="mine"))
+    return TRAIN, "params.yaml: preset leads to mine: "
+
+
+def a_preset_that_names_other_parameters(case):
+    case.change(lambda p: p.update(params_file="pipelines/camvid/params.yaml"))
+    return TRAIN, "params.yaml: params_file leads to "
+
+
 def misspelled_block(case):
     case.change(lambda p: p["variants"]["mmbconv"].update(block="mmbcon"))
     return TRAIN, "did you mean mmbconv?"
@@ -252,11 +262,11 @@ def test_the_same_in_a_process_of_its_own(trained, change_params, mmseg_process)
 def test_a_tampered_table_is_refused(trained, mmseg, change_params):
     """One figure of the evidence made better by hand."""
     change_params(lambda p: p["ablate"].update(variants=["mmbconv"], seeds=[0]))
-    trees.write_cost(Path("reports/demo/evidence"), ["mmbconv"])
-    assert mmseg("ablate", "--no-run").code == 0
-    before = trees.contents(trained / "reports")
     path = trained / "reports/demo/evidence/mmbconv-s0/metrics.json"
     figures = json.loads(path.read_text())
+    trees.write_cost(path.parents[1], ["mmbconv"], networks={"mmbconv": figures["run"]["network"]})
+    assert mmseg("ablate", "--no-run").code == 0
+    before = trees.contents(trained / "reports")
     path.write_text(json.dumps({**figures, "mean_iou": figures["mean_iou"] + 0.01}))
     done = mmseg("ablate", "--no-run")
     assert done.code == 2

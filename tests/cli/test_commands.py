@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -39,7 +44,7 @@ def test_the_whole_way_through_the_commands(project, change_params, raw, mmseg):
             for seed in (0, 1)
         ]
         assert f"{100 * sum(figures) / 2:.2f} ± " in text
-    assert "ImageNet → Mapillary → train" in text
+    assert "ImageNet → Mapillary → cityscapes; each variant and seed" in text
 
 
 def test_the_counted_cost_needs_no_data_and_writes_nothing(project, mmseg):
@@ -96,3 +101,34 @@ def test_a_project_is_the_current_folder(project, mmseg, monkeypatch, tmp_path, 
     done = mmseg("cost")
     assert done.code == (0 if place == "here" else 2)
     assert os.listdir(project) == ["params.yaml"]  # noqa: PTH208
+
+
+def test_sigterm_during_prepare_leaves_nothing_half_done(project, tmp_path):
+    root = tmp_path / "many"
+    trees.make_cityscapes(root, train=60, val=2, height=256)
+    command = [sys.executable, "-m", "mmseg_cli", "prepare", "cityscapes", "--root", str(root)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    data = Path("data")
+    while not (data.is_dir() and any(data.glob(".cityscapes.*"))):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.terminate()
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert list(data.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (MemoryError(), 4),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), 4),
+        (OSError(errno.ENOSPC, "No space left on device", "runs/x"), 4),
+        (OSError(errno.ENOENT, "No such file"), None),
+        (ValueError("a bug"), None),
+    ],
+)
+def test_what_the_machine_lacks_is_one_line_and_a_bug_is_none(error, code):
+    from mmseg_cli.cli.app import _as_error
+
+    known = _as_error(error)
+    assert (known.exit_code if known else None) == code

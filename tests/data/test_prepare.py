@@ -316,7 +316,7 @@ def test_a_file_cut_anywhere_is_found_or_decodes_to_the_same_pixels(tmp_path, ki
         try:
             np.testing.assert_array_equal(np.asarray(room.verify.open_image(path)), whole_HWC)
         except MmsegError as error:
-            assert "cannot be decoded" in str(error)  # noqa: PT017
+            assert "cannot be decoded" in str(error)
             found += 1
     assert found > 0.9 * len(content)
 

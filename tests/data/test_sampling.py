@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from mmseg_cli.data import sampling
 from mmseg_cli.data.sampling import draw
 
-
 PINNED_ORDER = [9, 4, 2, 1, 0, 7, 8, 5, 3, 6]
 PINNED_NEXT = [9, 4, 5, 7, 8, 2, 0, 1, 6, 3]
 PINNED_FLIP = False

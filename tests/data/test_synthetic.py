@@ -9,8 +9,8 @@ from cityscapesscripts.helpers.labels import id2label
 from PIL import Image
 
 from mmseg_cli.data.sources.scenes.canvas import TABLE, Kind
-from mmseg_cli.data.sources.scenes.subjects import SUBJECTS
 from mmseg_cli.data.sources.scenes.render import render
+from mmseg_cli.data.sources.scenes.subjects import SUBJECTS
 from mmseg_cli.data.sources.synthetic import (
     contact_sheet,
     stream,

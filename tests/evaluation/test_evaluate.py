@@ -79,7 +79,9 @@ def test_the_evidence_says_what_the_network_does(trained):
     assert (figures["images"], figures["split"], figures["label_space"]) == (3, "val", "cityscapes-19")
     for key, path in (("weights_sha256", RUN / "model.safetensors"), ("confusion_sha256", EVIDENCE / "confusion.npz")):
         assert figures[key] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert figures["run"] == {key: record[key] for key in ("variant", "seed", "network", "ladder", "recipe", "fingerprint")}
+    assert figures["run"] == {
+        key: record[key] for key in ("variant", "seed", "network", "ladder", "recipe", "fingerprint")
+    }
     assert "NaN" not in (EVIDENCE / "metrics.json").read_text()
 
 
@@ -159,6 +161,10 @@ def test_damaged_weights_are_refused(trained):
     (RUN / "model.safetensors").write_bytes((RUN / "model.safetensors").read_bytes()[:-4])
     assert "model.safetensors: is damaged" in refused()
     shutil.copyfile("runs/demo/pretrain_mapillary/mmbconv-s0/model.safetensors", RUN / "model.safetensors")
+    assert "is not the file that record.json names" in refused()
+    record = json.loads((RUN / "record.json").read_text())
+    record["weights_sha256"] = hashlib.sha256((RUN / "model.safetensors").read_bytes()).hexdigest()
+    (RUN / "record.json").write_text(json.dumps(record))
     assert "is of another architecture" in refused()
     (RUN / "model.safetensors").unlink()
     assert "model.safetensors: missing" in refused()

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from mmseg_cli.training.losses import IGNORE, cross_entropy, pixel_cross_entropy
+from mmseg_cli.training.losses import IGNORE, cross_entropy, inverse_log_weights, pixel_cross_entropy
 
 
 def example(*, classes=7, ignored=0.3, seed=0):
@@ -58,3 +60,17 @@ def test_ignored_pixels_have_no_gradient():
     ignored_BHW = label == IGNORE
     assert not gradient.permute(0, 2, 3, 1)[ignored_BHW].any()
     assert gradient.permute(0, 2, 3, 1)[~ignored_BHW].any(dim=1).all()
+
+
+def test_class_weights_are_those_of_enet_and_weigh_as_torch_does():
+    weight_K = inverse_log_weights([900, 100, 0])
+    assert weight_K.tolist() == pytest.approx([1 / math.log(1.92), 1 / math.log(1.12), 1 / math.log(1.02)])
+    logits_BKHW = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    label_BHW = torch.randint(0, 3, (2, 5, 7), generator=torch.Generator().manual_seed(1))
+    label_BHW[0, :2] = 255
+    ours = pixel_cross_entropy(logits_BKHW, label_BHW, label_smoothing=0.0, weight_K=weight_K)
+    assert ours.item() == pytest.approx(
+        F.cross_entropy(logits_BKHW, label_BHW, weight=weight_K, ignore_index=255).item(), rel=1e-5
+    )
+    nothing = pixel_cross_entropy(logits_BKHW, torch.full_like(label_BHW, 255), label_smoothing=0.0, weight_K=weight_K)
+    assert nothing.item() == 0

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from mmseg_cli.data.sources.scenes.canvas import TABLE, Kind, Scene
-from mmseg_cli.data.sources.scenes.subjects import SUBJECTS, render_subject
 from mmseg_cli.data.sources.scenes.render import render
+from mmseg_cli.data.sources.scenes.subjects import SUBJECTS, render_subject
 from mmseg_cli.data.sources.vistas_labels import VISTAS_LABELS
 from mmseg_cli.errors import MmsegError
 

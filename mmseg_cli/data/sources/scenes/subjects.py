@@ -21,8 +21,8 @@ from mmseg_cli.data.sources.scenes.canvas import (
     uniform,
 )
 from mmseg_cli.data.sources.scenes.parts import glass
-from mmseg_cli.data.sources.scenes.street import building, paint_sky, strip
 from mmseg_cli.data.sources.scenes.render import draw_light
+from mmseg_cli.data.sources.scenes.street import building, paint_sky, strip
 
 Thing = Callable[[Canvas, Rng, float, float, float], None]
 
