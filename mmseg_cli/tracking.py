@@ -69,7 +69,8 @@ class Tracker:
     """One MLflow run, written by a child process. Get one from :func:`start`.
 
     No method raises or blocks, except that :meth:`close` waits up to five seconds. As a context manager the run ends
-    FINISHED, FAILED after an exception, or KILLED after ``KeyboardInterrupt`` or :class:`errors.Interrupted`.
+    FINISHED, FAILED after an exception, or KILLED after ``KeyboardInterrupt``, ``SystemExit`` or
+    :class:`errors.Interrupted`.
     A command that dies without closing leaves a run marked KILLED.
 
     Args:
@@ -187,7 +188,7 @@ class Tracker:
         if error is None:
             self.close()
         else:
-            killed = isinstance(error, KeyboardInterrupt | errors.Interrupted)
+            killed = isinstance(error, KeyboardInterrupt | SystemExit | errors.Interrupted)
             self.close(status="KILLED" if killed else "FAILED")
 
 
@@ -224,7 +225,7 @@ def start(
         return Tracker(None, "", warn)
     root = root.absolute()
     address = uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
-    where = _without_credentials(address or _sqlite(root / "mlflow.db"))
+    where = without_credentials(address or _sqlite(root / "mlflow.db"))
     try:
         if not _installed("mlflow"):
             _say(warn, where, "mlflow is not installed", todo="install it or switch tracking off")
@@ -297,7 +298,8 @@ def _sqlite(path: Path) -> str:
     return "sqlite:///" + str(path).replace("%", "%25").replace("?", "%3F")
 
 
-def _without_credentials(text: str) -> str:
+def without_credentials(text: str) -> str:
+    """An address as it may be shown: user and password cut out."""
     return re.sub(r"//[^/@\s]*@", "//", text)
 
 
@@ -308,7 +310,7 @@ def _describe(error: BaseException) -> str:
         if isinstance(inner, OSError):
             shown = inner
         inner = inner.__cause__ or inner.__context__
-    text = _without_credentials(" ".join(f"{type(shown).__name__}: {shown}".split()))
+    text = without_credentials(" ".join(f"{type(shown).__name__}: {shown}".split()))
     return text if len(text) <= 240 else text[:237] + "..."
 
 

@@ -113,7 +113,7 @@ def collect(paths: Paths, *, variants: list[str], seeds: list[int]) -> Evidence:
         raise MmsegError(paths.evidence, f"missing {', '.join(missing)}", REPRO)
     runs = {(name, seed): _checked_run(folder, variant=name, seed=seed) for (name, seed), folder in folders.items()}
     cost = read_json(paths.evidence / COST, todo=REPRO)
-    if not isinstance(cost, dict) or not isinstance(cost.get("variants"), dict):
+    if not isinstance(cost, dict) or not isinstance(cost.get("variants"), dict) or "dataset" not in cost:
         raise MmsegError(paths.evidence / COST, "holds no measurements", REPRO)
     unmeasured = [variant for variant in variants if variant not in cost["variants"]]
     if unmeasured:

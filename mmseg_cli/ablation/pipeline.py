@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -114,7 +115,10 @@ def repro(paths: Paths) -> None:
             code = process.wait()
         except KeyboardInterrupt:  # DVC and its stage got it as well; let them save and end
             process.wait()
-            raise Interrupted(pipeline, 2, "stopped by SIGINT") from None
+            raise Interrupted(pipeline, signal.SIGINT, "stopped by SIGINT") from None
+        except SystemExit:  # SIGTERM came to us alone; where the kernel can, DVC's end ends its stage, which saves
+            process.terminate()
+            raise
     if code < 0:
         raise Interrupted(pipeline, -code, f"dvc was ended by signal {-code}")
     if code >= INTERRUPTED + 1 and code != 255:

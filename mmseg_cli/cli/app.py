@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -295,8 +296,10 @@ def evaluate(preset: Preset = "demo", variant: VariantOption = None, seed: SeedO
 @app.command(epilog=_example("mmseg cost", "mmseg cost --preset paper --height 1024 --width 2048"))
 def cost(
     preset: Preset = "demo",
-    height: Annotated[int | None, typer.Option(min=1, help="Image height; the preset's cost.crop if left out.")] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Image width; the preset's cost.crop if left out.")] = None,
+    height: Annotated[
+        int | None, typer.Option(min=32, help="Image height; the preset's cost.crop if left out.")
+    ] = None,
+    width: Annotated[int | None, typer.Option(min=32, help="Image width; the preset's cost.crop if left out.")] = None,
     classes: Annotated[int, typer.Option(min=1, help="Classes of the head.")] = 19,
     measure: Annotated[
         bool, typer.Option("--measure", help="Time a training step of every variant and write cost.json.")
@@ -341,13 +344,14 @@ def _measure_cost(paths: Paths, params: Params, networks: dict[str, dict[str, ob
     from mmseg_cli.files import require_writable, write_json
 
     require_writable(paths.evidence)
-    store = open_store(paths.store(params.evaluate.dataset))
+    section = params.datasets[params.evaluate.dataset]
+    store = open_store(paths.store(params.evaluate.dataset), parameters=section.model_dump())
     with _track(paths, params, run="cost", section=params.cost.model_dump()) as tracker:
         with screen.Screen("cost", unit="variants") as show:
             show.begin(total=len(networks))
             measured = costs.measure(
                 networks,
-                dataset=str(store.manifest["dataset"]),
+                dataset=("generated " if section.source == "synthetic" else "") + params.evaluate.dataset,
                 classes=len(store.space.classes),
                 batch=params.cost.batch,
                 height=params.cost.crop[0],
@@ -383,9 +387,12 @@ def _measure_cost(paths: Paths, params: Params, networks: dict[str, dict[str, ob
 
 def _browse(params: Params) -> str | None:
     """How to look at the MLflow mirror."""
+    from mmseg_cli.tracking import without_credentials
+
     if not params.tracking.enabled:
         return None
     uri = params.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    uri = without_credentials(uri)
     return f"open {uri}" if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
 
 
@@ -472,7 +479,9 @@ def main() -> None:
         app()
     except Exception as error:
         known = error if isinstance(error, MmsegError) else _as_error(error)
-        if known is None or os.environ.get("MMSEG_DEBUG"):
+        if known is None:
             raise
+        if os.environ.get("MMSEG_DEBUG"):
+            traceback.print_exc()
         sys.stderr.write(f"mmseg: error: {known}\n")
         sys.exit(known.exit_code)

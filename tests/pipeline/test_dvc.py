@@ -173,3 +173,26 @@ def test_a_killed_repro_goes_on(done_project: TinyProject, kill: signal.Signals)
     rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     steps = [row["step"] for row in rows if "loss" in row]
     assert steps == list(range(1, params["train"]["steps"] + 1))
+
+
+@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="looks for processes in /proc")
+def test_ending_ablate_ends_dvc_and_its_trainer(done_project: TinyProject) -> None:
+    params = done_project.read_params()
+    params["train"] |= {"steps": 5000, "checkpoint_every": 5}
+    done_project.write_params(params)
+    process = subprocess.Popen(
+        ["mmseg", "ablate"],
+        cwd=done_project.root,
+        env=done_project.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    _wait_for(done_project.root / ".work", "demo-train/*/step-*/manifest.json", process)
+    process.terminate()  # mmseg alone
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    for _ in range(300):
+        if not _trainers(done_project):
+            break
+        time.sleep(0.1)
+    assert not _trainers(done_project)
