@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import (
@@ -17,7 +17,6 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
@@ -42,6 +41,7 @@ Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[Real, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=NAME)]
 Size = Annotated[list[Positive], Field(min_length=2, max_length=2)]
+Layout = Literal["imagenet", "mapillary", "cityscapes", "camvid", "ade20k", "folder"]
 
 
 def _block(name: str) -> str:
@@ -71,15 +71,23 @@ class Generate(Section):
 
 
 class Dataset(Section):
-    """One dataset: where it comes from and how it is stored.
+    """One dataset: where it comes from, which of its labels are learned, and how it is stored.
 
-    `long_side` and `short_side` limit the size of images once, when they are prepared; None keeps it.
+    `layout` names the reader of a dataset whose own name is another. `long_side` and `short_side` limit the size of
+    images once, when they are prepared; None keeps it. `annotations` and `train_from` are for Cityscapes, `target` and
+    `label_map` for Mapillary Vistas; None is the layout's own default. `allow` turns kinds of faults into warnings.
     """
 
+    layout: Layout | None = None
     source: Literal["disk", "synthetic"] = "disk"
     generate: Generate | None = None
     long_side: Positive | None = None
     short_side: Positive | None = None
+    annotations: Literal["fine", "coarse"] | None = None
+    train_from: Annotated[list[Literal["train", "train_extra", "val"]], Field(min_length=1)] | None = None
+    target: Literal["vistas-65", "vistas-116", "cityscapes-19"] | None = None
+    label_map: Literal["conservative", "by-name", "mseg"] | None = None
+    allow: list[Literal["duplicate-case", "duplicate-content", "outside-link", "shared-content"]] = []
 
     @model_validator(mode="after")
     def _complete(self) -> Dataset:
@@ -87,7 +95,18 @@ class Dataset(Section):
             raise ValueError("`generate` goes with `source: synthetic`, and only with it")
         if self.long_side and self.short_side:
             raise ValueError("set long_side or short_side, not both")
+        if (self.target == "cityscapes-19") != (self.label_map is not None):
+            raise ValueError("`label_map` goes with `target: cityscapes-19`, and only with it")
         return self
+
+    def options(self) -> dict[str, Any]:
+        """What the section says to its layout's reader, by the reader's own names."""
+        keys = ("annotations", "train_from", "target", "label_map")
+        return {key: value for key in keys if (value := getattr(self, key)) is not None}
+
+    def content(self) -> dict[str, Any]:
+        """What decides the content of the prepared store."""
+        return self.model_dump(exclude={"allow"})
 
 
 class Network(Section):
@@ -120,12 +139,42 @@ class Variant(Section):
 
 
 class Augment(Section):
-    """Random changes of a training sample. `scale` is the zoom of a crop (segmentation) or its share of the
-    picture's area (classification); `colour` is the strength of brightness, contrast and saturation jitter."""
+    """Random changes that both kinds of training sample have: half of the crops are mirrored, and `colour` is the
+    strength of brightness, contrast and saturation jitter. What `scale` means, each kind says itself."""
 
     scale: Annotated[list[Annotated[Real, Field(gt=0)]], Field(min_length=2, max_length=2)]
     flip: bool
     colour: Fraction
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError("scale must be [smallest, largest]")
+        return self
+
+
+class SegmentationAugment(Augment):
+    """`scale` is the zoom of a crop, `blur` the share of blurred crops, `class_uniform` the share of crops that are
+    centred on a uniformly drawn class."""
+
+    blur: Fraction
+    class_uniform: Fraction
+
+
+class RandAugment(Section):
+    """`ops` random changes of a picture, each of strength `magnitude` out of 30."""
+
+    ops: Positive
+    magnitude: Annotated[int, Field(ge=0, le=30)]
+
+
+class ClassificationAugment(Augment):
+    """`scale` is a crop's share of the picture's area. `mixup` and `cutmix` are the alpha of the Beta distribution that
+    the share of each of two pictures is drawn from, 0 for none; with both, each pair draws one of the two."""
+
+    rand_augment: RandAugment | None
+    mixup: Annotated[Real, Field(ge=0)]
+    cutmix: Annotated[Real, Field(ge=0)]
 
 
 class Stage(Section):
@@ -145,18 +194,22 @@ class Stage(Section):
     schedule: Literal["poly", "cosine", "constant"]
     power: Annotated[Real, Field(gt=0)]
     label_smoothing: Fraction
-    class_weights: Literal["none", "inverse-log"]
     clip_norm: Annotated[Real, Field(gt=0)] | None
-    augment: Augment
     validate_every: Positive
     checkpoint_every: Positive
 
-    @field_validator("augment")
-    @classmethod
-    def _ordered(cls, augment: Augment) -> Augment:
-        if augment.scale[0] > augment.scale[1]:
-            raise ValueError("scale must be [smallest, largest]")
-        return augment
+
+class ClassificationStage(Stage):
+    """A rung that learns the class of a picture."""
+
+    augment: ClassificationAugment
+
+
+class SegmentationStage(Stage):
+    """A rung that learns the class of every pixel."""
+
+    class_weights: Literal["none", "inverse-log"]
+    augment: SegmentationAugment
 
 
 class Evaluate(Section):
@@ -216,9 +269,9 @@ class Params(Section):
     datasets: dict[Name, Dataset]
     network: Network
     variants: dict[Name, Variant]
-    pretrain_imagenet: Stage
-    pretrain_mapillary: Stage
-    train: Stage
+    pretrain_imagenet: ClassificationStage
+    pretrain_mapillary: SegmentationStage
+    train: SegmentationStage
     evaluate: Evaluate
     cost: CostSection
     ablate: Ablate
@@ -230,6 +283,9 @@ class Params(Section):
         for variant in self.ablate.variants:
             if variant not in self.variants:
                 raise ValueError(f"ablate.variants: {variant!r} is not in variants")
+        for name, chosen in self.datasets.items():
+            if chosen.layout is None and name not in get_args(Layout):
+                raise ValueError(f"datasets.{name}.layout: name one of {', '.join(get_args(Layout))}")
         for section in ("pretrain_imagenet", "pretrain_mapillary", "train", "evaluate"):
             dataset = getattr(self, section).dataset
             if dataset not in self.datasets:
@@ -307,7 +363,9 @@ def read_yaml(path: Path) -> Any:
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}" if error.problem_mark else "somewhere"
         raise MmsegError(path, f"not valid YAML, {line} ({error.problem})", "mend that line") from error
-    except (yaml.YAMLError, OSError, ValueError) as error:
+    except RecursionError:
+        raise MmsegError(path, "is nested too deep", "mend the file") from None
+    except (yaml.YAMLError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:  # as in `!!bool x`
         raise MmsegError(path, f"cannot be read ({' '.join(str(error).split())})", "mend the file") from error
 
 

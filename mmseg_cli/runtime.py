@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_passed: dict[str, int] = {}  # how often each failpoint was reached
 
 
 def seed_everything(seed: int) -> None:
@@ -117,6 +118,18 @@ def only_one(folder: Path) -> Iterator[None]:
         file.write(f"{os.getpid()}\n")
         file.flush()
         yield
+
+
+def failpoint(name: str) -> None:
+    """Kill this process here if MMSEG_FAILPOINT is `name`, or `name:N` at the N-th call. For tests of interruption."""
+    wanted = os.environ.get("MMSEG_FAILPOINT")
+    if wanted is None:
+        return
+    point, _, count = wanted.rpartition(":") if wanted.rsplit(":", 1)[-1].isdigit() else (wanted, "", "1")
+    if point == name:
+        _passed[name] = _passed.get(name, 0) + 1
+        if _passed[name] == int(count):
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def code_hash(parts: Sequence[str]) -> str:

@@ -155,6 +155,8 @@ def raw(tmp_path_factory) -> dict[str, Path]:
         "mapillary": trees.make_mapillary(root / "mapillary"),
         "imagenet": trees.make_imagenet(root / "imagenet"),
         "camvid": trees.make_camvid(root / "camvid", test=1),
+        "ade20k": trees.make_ade20k(root / "ade20k"),
+        "folder": trees.make_folder(root / "folder"),
     }
 
 

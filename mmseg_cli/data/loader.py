@@ -1,6 +1,6 @@
 """Batches for training and validation: the store, the sampling and the transforms joined behind torch's DataLoader.
 
-Shapes: B = batch, C = 3 colours, H, W = height, width. Images are uint8 and channels-last in memory.
+Shapes: B = batch, C = 3 colours, H, W = height, width, K = classes. Images are uint8 and channels-last in memory.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mmseg_cli.data import sampling, transforms
 from mmseg_cli.data.store import Split
+from mmseg_cli.errors import MmsegError
 
-Batch = tuple[Tensor, Tensor]  # (image_BCHW uint8, label_BHW uint8 or target_B int64)
+Batch = tuple[Tensor, Tensor]  # (image_BCHW uint8, label_BHW uint8 or target_B int64 or target_BK float32)
+_MIXING = 0x5DEECE66D  # tells the seed of a pair's mixing from the seed of its first picture's own changes
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,13 @@ class SegmentationCrops(Dataset[Batch]):
         zoom: smallest and largest enlargement of the image.
         flip: whether half of the crops are mirrored.
         colour: strength of the colour jitter.
+        blur: share of the crops that are blurred.
+        class_uniform: share of the crops that are centred on a uniformly drawn class (Zhu et al. 2019).
+        rank: which of `world` processes this is.
+        world: how many processes share a global batch; each has an equal part of it, in order.
+
+    Raises:
+        MmsegError: the batch cannot be shared equally, or there is no class to centre a crop on.
     """
 
     split: Split
@@ -39,33 +49,74 @@ class SegmentationCrops(Dataset[Batch]):
     zoom: tuple[float, float]
     flip: bool
     colour: float
+    blur: float
+    class_uniform: float
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        sampling.positions(batch=self.batch, rank=self.rank, world=self.world)
+        if self.class_uniform and not len(self.split.classes_with_centroids()):
+            raise MmsegError(self.split.folder, "no label names a class", "set augment.class_uniform: 0")
+
+    def _place(self, draw: sampling.Draw) -> tuple[int, transforms.Region]:
+        """The item that a crop is taken from, and the part of it."""
+        share, which, where = draw.focus
+        if share < self.class_uniform:
+            classes = self.split.classes_with_centroids()
+            places = self.split.centroids(int(classes[int(which * len(classes))]))
+            item, row, column = places[int(where * len(places))].tolist()
+            region = transforms.centred_region(
+                self.split.size(item), self.crop, zoom=self.zoom, scale=draw.scale, centre=(row, column)
+            )
+            return item, region
+        region = transforms.zoomed_region(
+            self.split.size(draw.item), self.crop, zoom=self.zoom, scale=draw.scale, top=draw.top, left=draw.left
+        )
+        return draw.item, region
+
+    def _image(self, item: int, region: transforms.Region, draw: sampling.Draw) -> NDArray[np.uint8]:
+        """image_HWC of a region, as large as in the crop."""
+        image_HWC = self.split.image(item, region.box)
+        size = (region.out_height, region.out_width)
+        grows = region.height * region.width < size[0] * size[1]
+        if grows:  # colour and size may be changed in either order: the one with fewer pixels to recolour
+            image_HWC = transforms.jitter_colour(image_HWC, strength=self.colour, colour=draw.colour)
+        image_HWC = transforms.resize_image(image_HWC, size)
+        if not grows:
+            image_HWC = transforms.jitter_colour(image_HWC, strength=self.colour, colour=draw.colour)
+        return transforms.blur(image_HWC, probability=self.blur, numbers=draw.blur)
 
     def __getitem__(self, step: int) -> Batch:
-        images, labels = [], []
-        for position in range(self.batch):
+        part = sampling.positions(batch=self.batch, rank=self.rank, world=self.world)
+        image_BHWC = np.empty((len(part), *self.crop, 3), dtype=np.uint8)
+        label_BHW = np.empty((len(part), *self.crop), dtype=np.uint8)
+        for row, position in enumerate(part):
             draw = sampling.draw(seed=self.seed, step=step, position=position, batch=self.batch, items=len(self.split))
-            size = self.split.size(draw.item)
-            region = transforms.zoomed_region(
-                size, self.crop, zoom=self.zoom, scale=draw.scale, top=draw.top, left=draw.left
-            )
-            out = (region.out_height, region.out_width)
-            image_HWC = transforms.resize_image(self.split.image(draw.item, region.box), out)
-            label_HW = transforms.resize_label(self.split.label(draw.item, region.box), out)
-            image_HWC = transforms.jitter_colour(image_HWC, strength=self.colour, colour=draw.colour)
-            image_HWC = transforms.place_image(image_HWC, self.crop)
-            label_HW = transforms.place_label(label_HW, self.crop)
-            if self.flip and draw.flip:
-                image_HWC, label_HW = image_HWC[:, ::-1], label_HW[:, ::-1]
-            images.append(image_HWC)
-            labels.append(label_HW)
-        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.from_numpy(np.stack(labels))
+            item, region = self._place(draw)
+            assert self.split.size(item) == self.split.label_size(item), "training labels have their image's size"
+            flip = self.flip and draw.flip
+            transforms.put_image(image_BHWC[row], self._image(item, region, draw), flip=flip)
+            label_HW = self.split.label(item, region.box)
+            label_HW = transforms.resize_label(label_HW, (region.out_height, region.out_width))
+            transforms.put_label(label_BHW[row], label_HW, flip=flip)
+        return torch.from_numpy(image_BHWC).permute(0, 3, 1, 2), torch.from_numpy(label_BHW)
 
 
 @dataclass(frozen=True)
 class ClassificationCrops(Dataset[Batch]):
     """Maps an optimizer step to its batch of random-resized crops: (image_BCHW uint8, target_B int64).
 
-    Arguments as for SegmentationCrops, but `area` is the smallest and largest share of the image's area.
+    Where pictures are mixed, the target is target_BK float32, probabilities of K classes: the pictures at positions 2k
+    and 2k + 1 of the global batch are mixed with each other, whichever process has them, so that the number of
+    processes changes nothing. The last picture of an odd batch is left as it is.
+
+    Arguments as for SegmentationCrops, and
+        area: smallest and largest share of the picture's area.
+        rand_augment: (ops, magnitude) or None.
+        mixup: alpha of mixup, 0 for none.
+        cutmix: alpha of CutMix, 0 for none; a pair draws one of the two where both are wanted.
+        classes: K.
     """
 
     split: Split
@@ -75,25 +126,75 @@ class ClassificationCrops(Dataset[Batch]):
     area: tuple[float, float]
     flip: bool
     colour: float
+    rand_augment: tuple[int, int] | None
+    mixup: float
+    cutmix: float
+    classes: int
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        sampling.positions(batch=self.batch, rank=self.rank, world=self.world)
+        if self.rand_augment or self.mixup or self.cutmix:
+            transforms.torchvision_v2()  # once, before the worker processes start
+
+    def _draw(self, step: int, position: int) -> sampling.Draw:
+        return sampling.draw(seed=self.seed, step=step, position=position, batch=self.batch, items=len(self.split))
+
+    def _put(self, out_HWC: NDArray[np.uint8], draw: sampling.Draw) -> int:
+        """Write one picture, not mixed yet, and return its class."""
+        region = transforms.area_region(
+            self.split.size(draw.item),
+            self.crop,
+            area=self.area,
+            scale=draw.scale,
+            aspect=draw.aspect,
+            top=draw.top,
+            left=draw.left,
+        )
+        image_HWC = transforms.resize_image(self.split.image(draw.item, region.box), self.crop)
+        image_HWC = transforms.jitter_colour(image_HWC, strength=self.colour, colour=draw.colour)
+        transforms.put_image(out_HWC, image_HWC, flip=self.flip and draw.flip)
+        if self.rand_augment:
+            ops, magnitude = self.rand_augment
+            out_HWC[:] = transforms.rand_augment(out_HWC, ops=ops, magnitude=magnitude, key=draw.key)
+        return self.split.target(draw.item)
+
+    def _plain(self, step: int, part: range) -> tuple[NDArray[np.uint8], list[int]]:
+        """image_BHWC and the classes of some positions, not mixed."""
+        image_BHWC = np.empty((len(part), *self.crop, 3), dtype=np.uint8)
+        targets = [self._put(image_BHWC[row], self._draw(step, position)) for row, position in enumerate(part)]
+        return image_BHWC, targets
+
+    def _mix(
+        self, step: int, position: int, image_2HWC: NDArray[np.uint8], targets: list[int]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """The pair that begins at an even position, mixed."""
+        draw = self._draw(step, position)
+        mixup = bool(self.mixup) and (not self.cutmix or draw.mix < 0.5)
+        return transforms.mix_pair(
+            image_2HWC,
+            (targets[0], targets[1]),
+            kind="mixup" if mixup else "cutmix",
+            alpha=self.mixup if mixup else self.cutmix,
+            classes=self.classes,
+            # Not the seed of the picture's own changes, on which the share would depend otherwise.
+            key=draw.key ^ _MIXING,
+        )
 
     def __getitem__(self, step: int) -> Batch:
-        images, targets = [], []
-        for position in range(self.batch):
-            draw = sampling.draw(seed=self.seed, step=step, position=position, batch=self.batch, items=len(self.split))
-            region = transforms.area_region(
-                self.split.size(draw.item),
-                self.crop,
-                area=self.area,
-                scale=draw.scale,
-                aspect=draw.aspect,
-                top=draw.top,
-                left=draw.left,
-            )
-            image_HWC = transforms.resize_image(self.split.image(draw.item, region.box), self.crop)
-            image_HWC = transforms.jitter_colour(image_HWC, strength=self.colour, colour=draw.colour)
-            images.append(image_HWC[:, ::-1] if self.flip and draw.flip else image_HWC)
-            targets.append(self.split.target(draw.item))
-        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.tensor(targets)
+        part = sampling.positions(batch=self.batch, rank=self.rank, world=self.world)
+        if not (self.mixup or self.cutmix):
+            image_BHWC, targets = self._plain(step, part)
+            return torch.from_numpy(image_BHWC).permute(0, 3, 1, 2), torch.tensor(targets)
+        pairs = range(part.start - part.start % 2, min(part.stop + part.stop % 2, self.batch))
+        image_BHWC, targets = self._plain(step, pairs)
+        target_BK = np.eye(self.classes, dtype=np.float32)[targets]
+        for row in range(0, len(pairs) - 1, 2):
+            pair = slice(row, row + 2)
+            image_BHWC[pair], target_BK[pair] = self._mix(step, pairs[row], image_BHWC[pair], targets[pair])
+        own = slice(part.start - pairs.start, part.stop - pairs.start)
+        return torch.from_numpy(image_BHWC[own]).permute(0, 3, 1, 2), torch.from_numpy(target_BK[own])
 
 
 @dataclass(frozen=True)

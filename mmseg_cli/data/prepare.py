@@ -1,91 +1,91 @@
-"""`mmseg prepare`: verify a dataset, map its labels and write the store. Nothing is ever written into the dataset."""
+"""`mmseg prepare`: verify a dataset, map its labels and write the store. Nothing is ever written into the dataset.
+
+One pass reads, verifies and encodes every item once, on all cores. Records collect beside the store, in
+`.NAME.partial/`; they take its place only when the whole dataset proved to be right. An interrupted command goes on
+from there, and ends with the same bytes.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import os
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
 from mmseg_cli import runtime
-from mmseg_cli.data import store, verify
-from mmseg_cli.data.labels import IGNORE
-from mmseg_cli.data.sources import camvid, cityscapes, imagenet, mapillary, synthetic
+from mmseg_cli.data import faults, ingest, leaks, store
+from mmseg_cli.data.faults import Fault, FaultsFound
+from mmseg_cli.data.records.writer import SplitWriter
+from mmseg_cli.data.sources import ade20k, camvid, cityscapes, folder, imagenet, mapillary, synthetic
 from mmseg_cli.data.sources.listing import Item, Listing
 from mmseg_cli.errors import MmsegError
-from mmseg_cli.files import fingerprint, new_folder, sha256, write_json
+from mmseg_cli.files import fingerprint, fsync_folder, new_folder, refusal, require_writable, sha256, write_json
 
 SOURCES: dict[str, ModuleType] = {
     "imagenet": imagenet,
     "mapillary": mapillary,
     "cityscapes": cityscapes,
     "camvid": camvid,
+    "ade20k": ade20k,
+    "folder": folder,
 }
 GENERATOR = ("data/sources/scenes", "data/sources/synthetic.py", "data/sources/vistas_labels.py")
-JPEG_QUALITY = 95  # of a JPEG that was made smaller; one that keeps its size keeps its bytes
-JPEG_MODES = ("L", "RGB")  # stored as they are; CMYK and others are converted
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` did, for the summary."""
+    """What `prepare` found and did.
 
-    folder: Path
+    Attributes:
+        folder: the store; None where the dataset was only checked.
+        counts: items by split.
+        bytes: of the store.
+        faults: warnings.
+        notes: what was found, such as the version of the dataset.
+    """
+
+    folder: Path | None
     dataset: str
     classes: int
     counts: dict[str, int]
     bytes: int
-    warnings: list[str]
-
-
-@dataclass(frozen=True)
-class _Record:
-    """One item, ready to be stored. Sizes are (height, width)."""
-
-    name: str
-    sha256: str
-    image: bytes
-    image_size: tuple[int, int]
-    source_size: tuple[int, int]
-    label: bytes
-    label_size: tuple[int, int]
-    class_pixels: NDArray[np.int64]
+    faults: list[Fault]
+    notes: list[str]
 
 
 def root_variable(dataset: str) -> str:
     """The environment variable that names the root of a dataset."""
-    return f"MMSEG_{dataset.upper()}_ROOT"
+    return f"MMSEG_{dataset.upper().replace('-', '_')}_ROOT"
 
 
-def find_root(dataset: str, root: Path | None) -> Path:
-    """The dataset's folder: `root`, or the environment's MMSEG_<DATASET>_ROOT.
+def find_root(dataset: str, root: Path | None, *, layout: str | None = None) -> Path:
+    """The dataset's folder or archive: `root`, or the environment's MMSEG_<DATASET>_ROOT.
+
+    Args:
+        layout: one of SOURCES; None where the dataset is called like its layout.
 
     Raises:
-        MmsegError: neither is given, the folder is missing, or it is the root of another dataset.
+        MmsegError: neither is given, it is missing, or it is the root of another dataset.
     """
+    layout = layout or dataset
     where = str(root) if root is not None else os.environ.get(root_variable(dataset))
     if not where:
         raise MmsegError(dataset, "no root is known", f"give --root FOLDER or set {root_variable(dataset)}")
-    folder = Path(where).expanduser()
-    if not folder.is_dir():
-        raise MmsegError(folder, "there is no such folder", f"give the root of {dataset} as it was extracted")
-    if not SOURCES[dataset].looks_like(folder):
-        others = [name for name, module in SOURCES.items() if module.looks_like(folder)]
-        what = f"looks like {others[0]}, not {dataset}" if others else f"does not look like {dataset}"
-        todo = f"use `mmseg prepare {others[0]}`" if others else "`mmseg prepare --help` lists the folders it must hold"
-        raise MmsegError(folder, what, todo)
-    return folder
+    path = Path(where).expanduser()
+    if not path.exists():
+        raise MmsegError(path, "there is no such folder", f"give the root of {layout} as it was extracted")
+    if not SOURCES[layout].looks_like(path):
+        others = [name for name, module in SOURCES.items() if name != layout and module.looks_like(path)]
+        what = f"looks like {others[0]}, not {layout}" if others else f"does not look like {layout}"
+        todo = f"use `mmseg prepare {others[0]}`" if others else f"it must hold {SOURCES[layout].HINT}"
+        raise MmsegError(path, what, todo)
+    return path
 
 
 def generated_root(dataset: str, *, raw: Callable[[str], Path], settings: dict[str, Any]) -> Path:
@@ -97,100 +97,184 @@ def generated_root(dataset: str, *, raw: Callable[[str], Path], settings: dict[s
     """
     root = raw(fingerprint([dataset, settings, runtime.code_hash(GENERATOR)])[:12])
     if not root.is_dir():
-        with new_folder(root) as folder:
-            synthetic.write(dataset, folder, **settings)
+        with new_folder(root) as temporary:
+            synthetic.write(dataset, temporary, **settings)
     return root
 
 
-def _limited(size: tuple[int, int], *, long_side: int | None, short_side: int | None) -> tuple[int, int]:
-    """(height, width) made smaller, never larger, until the given side fits."""
-    limit, side = (long_side, max(size)) if long_side else (short_side, min(size))
-    if limit is None or side <= limit:
-        return size
-    height, width = (max(1, round(length * limit / side)) for length in size)
-    return height, width
+# -------------------------------------------------------------------------------------------------------- the items
 
 
-def _encode_image(path: Path, content: bytes, image: Image.Image, size: tuple[int, int]) -> bytes:
-    """The image as a record of `size`: a JPEG stays one, everything else is stored losslessly."""
-    source = (image.height, image.width)
-    if image.format != "JPEG":
-        if size != source:
-            image = image.convert("RGB").resize((size[1], size[0]), Image.Resampling.LANCZOS)
-        return store.pack(np.asarray(image.convert("RGB")))
-    if size == source and image.mode in JPEG_MODES:
-        return content
-    buffer = io.BytesIO()
-    smaller = image.convert("RGB").resize((size[1], size[0]), Image.Resampling.LANCZOS)
-    smaller.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    return buffer.getvalue()
+@dataclass
+class _Seen:
+    """What is known of the items so far; files in `reused` stand in two splits because the user wants them there."""
 
+    faults: list[Fault]
+    reused: frozenset[str]
+    prints: list[leaks.Print] = field(default_factory=list)
+    sizes: dict[str, Counter[tuple[int, int]]] = field(default_factory=dict)
 
-def _make_record(
-    item: Item, listing: Listing, *, train: bool, long_side: int | None, short_side: int | None
-) -> _Record:
-    """Read, verify, map and encode one item. Labels of other splits than train keep their native size."""
-    content = verify.read_bytes(item.image)
-    digest = hashlib.sha256(content)
-    image = verify.open_image(item.image)
-    source = (image.height, image.width)
-    size = _limited(source, long_side=long_side, short_side=short_side)
-    encoded = _encode_image(item.image, content, image, size)
-    if item.label is None or listing.table is None:
-        target = item.target or 0
-        pixels = np.bincount([target], minlength=max(len(listing.space.classes), IGNORE + 1))
-        return _Record(item.name, digest.hexdigest(), encoded, size, source, b"", (target, 0), pixels)
-    digest.update(verify.read_bytes(item.label))
-    label_HW = verify.read_label(item.label, listing.table)
-    verify.require_same_size(item.image, source, item.label, (label_HW.shape[0], label_HW.shape[1]))
-    if train and size != source:  # Pillow's NEAREST takes pixel centres: "nearest-exact"
-        label_HW = np.asarray(Image.fromarray(label_HW).resize((size[1], size[0]), Image.Resampling.NEAREST))
-    pixels = np.bincount(label_HW.ravel(), minlength=IGNORE + 1)
-    shape = (label_HW.shape[0], label_HW.shape[1])
-    return _Record(item.name, digest.hexdigest(), encoded, size, source, store.pack(label_HW), shape, pixels)
-
-
-def _in_order(make: Callable[[Item], _Record], items: list[Item], *, threads: int) -> Iterator[_Record]:
-    """`make` of every item on a few threads, in the items' order, with a bounded number in memory."""
-    with ThreadPoolExecutor(threads) as pool:
-        waiting = iter(items)
-        futures = [pool.submit(make, item) for item in islice(waiting, 4 * threads)]
-        try:
-            while futures:
-                yield futures.pop(0).result()
-                futures += [pool.submit(make, item) for item in islice(waiting, 1)]
-        finally:
-            for future in futures:
-                future.cancel()
-
-
-def _write_split(
-    folder: Path, split: str, records: Iterator[_Record], *, classes: int, advance: Callable[[], None]
-) -> tuple[dict[str, Any], Counter[tuple[int, int]]]:
-    """Write one split; return its part of the manifest and how often each source size came."""
-    writer = store.SplitWriter(folder, split)
-    items: list[dict[str, Any]] = []
-    total = np.zeros(max(classes, IGNORE + 1), dtype=np.int64)  # a classification may have more than 255 classes
-    sizes: Counter[tuple[int, int]] = Counter()
-    for record in records:
-        writer.append(
-            image=record.image, image_size=record.image_size, label=record.label, label_size=record.label_size
+    def add(self, split: str, item: Item, extra: dict[str, Any]) -> None:
+        """One item whose image could be read."""
+        height, width = extra["source"]
+        self.sizes.setdefault(split, Counter())[height, width] += 1
+        if split != "train" and item.image.where in self.reused:
+            return
+        image = bytes.fromhex(extra["image"])
+        self.prints.append(
+            leaks.Print(split, item.name, item.image.where, image, extra["look"], item.sequence, item.frame)
         )
-        total += record.class_pixels
-        sizes[record.source_size] += 1
-        present = {int(index): int(record.class_pixels[index]) for index in np.flatnonzero(record.class_pixels)}
-        items.append({"name": record.name, "sha256": record.sha256, "size": record.image_size, "class_pixels": present})
+
+
+def _reused(listing: Listing) -> frozenset[str]:
+    """The image files of train that another split lists too, as with Cityscapes' `train_from: [train, val]`."""
+    train = {item.image.where for item in listing.splits.get("train", [])}
+    others = (item.image.where for split, items in listing.splits.items() if split != "train" for item in items)
+    return frozenset(where for where in others if where in train)
+
+
+def _ingest_split(
+    split: str,
+    items: list[Item],
+    writer: SplitWriter | None,
+    seen: _Seen,
+    *,
+    make: Callable[[Item, bool], ingest.Ingested],
+    threads: int,
+    advance: Callable[[], None],
+) -> None:
+    """Ingest the items of one split; write what is right up to the first fault, then only verify."""
+    done = 0
+    if writer is not None:
+        for item, row in zip(items, writer.done, strict=False):
+            if row.identity != ingest.identity(item):
+                break
+            seen.add(split, item, row.extra)
+            done += 1
+            advance()
+        writer.keep(done)
+
+    def make_one(item: Item) -> ingest.Ingested:
+        return make(item, writer is not None and not faults.errors(seen.faults))
+
+    rest = items[done:]
+    for item, made in zip(rest, ingest.in_order(make_one, rest, threads=threads), strict=True):
+        seen.faults += made.faults
+        if made.extra:
+            seen.add(split, item, made.extra)
+        if writer is not None and not faults.errors(seen.faults):
+            assert made.record is not None
+            writer.append(**made.record)
+        runtime.failpoint("prepare:item")
         advance()
-    writer.close()
-    part = {
-        "count": len(items),
-        "records_sha256": sha256(folder / f"{split}.records"),
-        "index_sha256": sha256(folder / f"{split}.index.npz"),
-        "class_pixels": total[:classes].tolist(),
-        "ignored_pixels": int(total[IGNORE]) if classes <= IGNORE else 0,
-        "items": items,
+
+
+def _ingest_all(
+    listing: Listing,
+    staged: Path | None,
+    seen: _Seen,
+    *,
+    long_side: int | None,
+    short_side: int | None,
+    threads: int,
+    advance: Callable[[], None],
+) -> None:
+    """Ingest every split in turn, into the folder `staged` where it is given."""
+    for split, items in listing.splits.items():
+        write = staged is not None and not faults.errors(seen.faults)
+        writer = SplitWriter(staged, split) if staged is not None and write else None
+
+        def make(item: Item, encode: bool, shrink: bool = split == "train") -> ingest.Ingested:
+            limits = ingest.Limits(long_side=long_side, short_side=short_side, shrink_labels=shrink, encode=encode)
+            return ingest.ingest(item, listing, limits)
+
+        _ingest_split(split, items, writer, seen, make=make, threads=threads, advance=advance)
+        if writer is None:
+            continue
+        if faults.errors(seen.faults):
+            writer.stop()
+        else:
+            writer.close(classes=len(listing.space.classes))
+            runtime.failpoint("prepare:split")
+
+
+def _size_warnings(root: Path, sizes: dict[str, Counter[tuple[int, int]]], expected: tuple[int, int]) -> list[Fault]:
+    """A warning for each split that has images of another size than the official one."""
+    found = []
+    for split, counter in sizes.items():
+        other = {size: count for size, count in counter.items() if size != expected}
+        if other:
+            height, width = max(other, key=lambda size: other[size])
+            official = f"{expected[1]}x{expected[0]}"
+            what = f"{split}: {sum(other.values())} images are not {official} (most {width}x{height})"
+            found.append(Fault("image-size", str(root), what, "check that this is the dataset you mean", "warning"))
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------- the store
+
+
+@contextmanager
+def _staging(out: Path, key: str) -> Iterator[Path]:
+    """The folder beside `out` where its records collect; what an interrupted command with this `key` left is there.
+
+    A store that was moved aside by a command that was killed between two renames is put back first.
+    """
+    partial = out.with_name(f".{out.name}.partial")
+    require_writable(out.parent)
+    try:
+        with runtime.only_one(partial):
+            old = partial / "old"
+            if old.exists() and not out.exists():
+                old.replace(out)
+            for path in partial.iterdir():
+                if path.is_dir() and path.name != key:
+                    shutil.rmtree(path)
+            (partial / key).mkdir(exist_ok=True)
+            yield partial / key
+            if not any((partial / key).glob("*.records")):
+                shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise refusal(partial, error) from error
+
+
+def _publish(staged: Path, out: Path) -> None:
+    """Let the staged store take the place of `out`, and remove what is left of the staging."""
+    partial = staged.parent
+    runtime.failpoint("prepare:before_rename")
+    for journal in staged.glob("*.journal"):
+        journal.unlink()
+    if out.exists():
+        out.replace(partial / "old")
+    runtime.failpoint("prepare:between_renames")
+    staged.replace(out)
+    fsync_folder(out.parent)
+    runtime.failpoint("prepare:after_rename")
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _manifest(dataset: str, listing: Listing, folder: Path, *, parameters: dict[str, Any]) -> dict[str, Any]:
+    """The content of manifest.json, from the finished files of the splits in `folder`."""
+    classes = len(listing.space.classes)
+    splits = {}
+    for name in listing.splits:
+        total = store.Split(folder, name).total_pixels(classes)
+        splits[name] = {
+            "count": len(listing.splits[name]),
+            "records_sha256": sha256(folder / f"{name}.records"),
+            "index_sha256": sha256(folder / f"{name}.index.npz"),
+            "class_pixels": total[:classes].tolist(),
+            "ignored_pixels": int(total[classes:].sum()),
+        }
+    return {
+        "format": store.FORMAT,
+        "code": f"mmseg {version('mmseg-cli')}",
+        "dataset": dataset,
+        "task": listing.task,
+        "parameters": parameters,
+        "label_space": listing.space.as_json(),
+        "splits": splits,
     }
-    return part, sizes
 
 
 def prepare(
@@ -198,9 +282,12 @@ def prepare(
     root: Path,
     out: Path,
     *,
+    options: dict[str, Any],
     parameters: dict[str, Any],
     long_side: int | None,
     short_side: int | None,
+    allow: Collection[str],
+    check_only: bool,
     threads: int,
     on_start: Callable[[int], None],
     advance: Callable[[], None],
@@ -208,48 +295,61 @@ def prepare(
     """Verify the dataset at `root` and write its store to `out`, which is replaced only when all went well.
 
     Args:
-        dataset: one of SOURCES.
-        root: the dataset as extracted; only read.
+        dataset: its layout, one of SOURCES.
+        root: the dataset as it was downloaded; only read.
         out: the store's folder.
-        parameters: the dataset's section of params.yaml, kept in the manifest and compared when the store is opened.
+        options: the arguments of the layout's own `scan`.
+        parameters: what decides the store's content, kept in the manifest and compared when the store is opened.
         long_side: limit of an image's longer side in pixels, or None.
         short_side: limit of an image's shorter side in pixels, or None.
+        allow: kinds of faults that are only warnings, of `faults.ALLOWABLE`.
+        check_only: verify, and write nothing.
         threads: how many items are read at once.
         on_start: called with the number of items.
         advance: called after each item.
 
     Raises:
-        MmsegError: the first fault found, naming its file.
+        FaultsFound: everything that is wrong with the dataset.
+        MmsegError: nothing can be read at all, or the store cannot be written.
+        ResourceError: the disk is full; what is written so far is kept for the next try.
     """
-    listing: Listing = SOURCES[dataset].scan(root)
+    for name in options:
+        if name not in SOURCES[dataset].OPTIONS:
+            raise MmsegError(name, f"is no parameter of {dataset}", "remove it from the dataset's section")
+    listing: Listing = SOURCES[dataset].scan(root, **options)
     inside = out.resolve()
     if inside == root.resolve() or root.resolve() in inside.parents:
         raise MmsegError(out, "lies inside the dataset, which is never written to", "choose another folder")
     on_start(sum(len(items) for items in listing.splits.values()))
-    warnings = list(listing.warnings)
-    manifest: dict[str, Any] = {
-        "format": store.FORMAT,
-        "dataset": dataset,
-        "task": listing.task,
-        "parameters": parameters,
-        "label_space": listing.space.as_json(),
-        "splits": {},
-    }
-    with new_folder(out) as folder:
-        for split, items in listing.splits.items():
+    seen = _Seen(faults.allow(listing.faults, allow), _reused(listing))
 
-            def make(item: Item, train: bool = split == "train") -> _Record:
-                return _make_record(item, listing, train=train, long_side=long_side, short_side=short_side)
+    def ingest_all(staged: Path | None) -> list[Fault]:
+        _ingest_all(
+            listing,
+            staged,
+            seen,
+            long_side=long_side,
+            short_side=short_side,
+            threads=threads,
+            advance=advance,
+        )
+        compared = leaks.find(seen.prints, task=listing.task)
+        sizes = _size_warnings(root, seen.sizes, listing.expected_size) if listing.expected_size else []
+        return [*seen.faults, *faults.allow(compared, allow), *sizes]
 
-            records = _in_order(make, items, threads=threads)
-            part, sizes = _write_split(folder, split, records, classes=len(listing.space.classes), advance=advance)
-            manifest["splits"][split] = part
-            other = {size: count for size, count in sizes.items() if listing.expected_size not in (None, size)}
-            if other and listing.expected_size:
-                height, width = max(other, key=lambda size: other[size])
-                official = f"{listing.expected_size[1]}x{listing.expected_size[0]}"
-                warnings.append(f"{split}: {sum(other.values())} images are not {official} (most {width}x{height})")
-        write_json(folder / "manifest.json", manifest)
-        written = sum(path.stat().st_size for path in folder.iterdir())
+    written = 0
+    if check_only:
+        found = ingest_all(None)
+    else:
+        key = fingerprint([store.FORMAT, version("mmseg-cli"), dataset, parameters, listing.space.as_json()])[:16]
+        with _staging(out, key) as staged:
+            found = ingest_all(staged)
+            if not faults.errors(found):
+                write_json(staged / "manifest.json", _manifest(dataset, listing, staged, parameters=parameters))
+                written = sum(path.stat().st_size for path in staged.iterdir() if path.suffix != ".journal")
+                _publish(staged, out)
+    if faults.errors(found):
+        raise FaultsFound(found)
     counts = {split: len(items) for split, items in listing.splits.items()}
-    return Prepared(out, dataset, len(listing.space.classes), counts, written, warnings)
+    classes = len(listing.space.classes)
+    return Prepared(None if check_only else out, dataset, classes, counts, written, found, listing.notes)

@@ -12,6 +12,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from mmseg_cli.errors import MmsegError
+
 _ORDER, _DRAW = 1, 2  # the two uses of a seed, each with streams of its own
 
 
@@ -24,6 +26,10 @@ class Draw:
         scale, aspect, top, left: shape and place of the crop.
         flip: mirror left and right.
         colour: three numbers for brightness, contrast and saturation.
+        focus: three numbers for class-uniform crops: whether this is one, its class, and which place of that class.
+        blur: two numbers: whether, and how much.
+        mix: which way of mixing pictures.
+        key: 63 bits that seed what draws its own numbers.
     """
 
     item: int
@@ -33,6 +39,10 @@ class Draw:
     left: float
     flip: bool
     colour: tuple[float, float, float]
+    focus: tuple[float, float, float]
+    blur: tuple[float, float]
+    mix: float
+    key: int
 
 
 def _generator(seed: int, use: int, first: int, second: int) -> np.random.Generator:
@@ -56,7 +66,10 @@ def draw(*, seed: int, step: int, position: int, batch: int, items: int) -> Draw
         items: the number of items in the split; each epoch of `items` samples is a permutation of them.
     """
     epoch, place = divmod(step * batch + position, items)
-    scale, aspect, top, left, flip, *colour = _generator(seed, _DRAW, step, position).random(8).tolist()
+    stream = _generator(seed, _DRAW, step, position)
+    # One number after the other: a new one goes to the end, so that it leaves those before it as they were.
+    numbers = stream.random(14).tolist()
+    scale, aspect, top, left, flip = numbers[:5]
     return Draw(
         item=int(_order(seed, epoch, items)[place]),
         scale=scale,
@@ -64,5 +77,22 @@ def draw(*, seed: int, step: int, position: int, batch: int, items: int) -> Draw
         top=top,
         left=left,
         flip=flip < 0.5,
-        colour=(colour[0], colour[1], colour[2]),
+        colour=(numbers[5], numbers[6], numbers[7]),
+        focus=(numbers[8], numbers[9], numbers[10]),
+        blur=(numbers[11], numbers[12]),
+        mix=numbers[13],
+        key=int(stream.integers(2**63)),
     )
+
+
+def positions(*, batch: int, rank: int, world: int) -> range:
+    """The positions of the global batch that one process of several has: an equal, contiguous part.
+
+    Raises:
+        MmsegError: the batch cannot be shared out equally.
+    """
+    share, rest = divmod(batch, world)
+    if rest:
+        what = f"a global batch of {batch} cannot be shared equally by {world} processes"
+        raise MmsegError("batch", what, f"choose a multiple of {world}")
+    return range(rank * share, (rank + 1) * share)

@@ -11,29 +11,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmseg_cli.data import balance
 from mmseg_cli.data.labels import IGNORE
 
 
-def cross_entropy(logits_BK: Tensor, target_B: Tensor, *, label_smoothing: float) -> Tensor:
-    """Mean cross entropy of a classification, with label smoothing (Szegedy et al. 2016)."""
+def cross_entropy(logits_BK: Tensor, target: Tensor, *, label_smoothing: float) -> Tensor:
+    """Mean cross entropy of a classification, with label smoothing (Szegedy et al. 2016).
+
+    Args:
+        logits_BK: float.
+        target: target_B, int64 classes, or target_BK, float probabilities (of mixed pictures).
+    """
     log_BK = F.log_softmax(logits_BK, dim=1)
-    loss_B = -log_BK.gather(1, target_B[:, None]).squeeze(1)
+    if target.is_floating_point():
+        loss_B = -(target * log_BK).sum(dim=1)
+    else:
+        loss_B = -log_BK.gather(1, target[:, None]).squeeze(1)
     if label_smoothing:
         loss_B = (1 - label_smoothing) * loss_B - label_smoothing * log_BK.mean(dim=1)
     return loss_B.mean()
 
 
 def inverse_log_weights(class_pixels: Sequence[int]) -> Tensor:
-    """Class weights 1 / ln(1.02 + share of the pixels), as in ENet (Paszke et al. 2016): a rare class counts more.
-
-    Args:
-        class_pixels: labelled pixels of each class in the training split.
-
-    Returns:
-        weight_K, float32, between 1.4 (a class that is everywhere) and 50.5 (one that never occurs).
-    """
-    pixels_K = torch.tensor(class_pixels, dtype=torch.float64)
-    return (1 / torch.log(1.02 + pixels_K / pixels_K.sum().clamp(min=1))).float()
+    """`balance.inverse_log_weights` as weight_K, float32."""
+    return torch.from_numpy(balance.inverse_log_weights(class_pixels)).float()
 
 
 def pixel_cross_entropy(

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from mmseg_cli import runtime
 from mmseg_cli.data import loader
-from mmseg_cli.data.store import Split, Store, open_store
+from mmseg_cli.data.store import Store, open_store
 from mmseg_cli.errors import MmsegError
 from mmseg_cli.evaluation import inference, metrics
 from mmseg_cli.files import fingerprint, new_folder, require_writable, sha256, write_json, write_text
 from mmseg_cli.models import weights
 from mmseg_cli.models.unet import build_network
-from mmseg_cli.params import Params, Stage
+from mmseg_cli.params import ClassificationStage, Params, SegmentationStage, Stage
 from mmseg_cli.paths import Paths, run_name
 from mmseg_cli.training import checkpoint, losses, schedule
 from mmseg_cli.training.loop import Step, fit
@@ -39,8 +39,10 @@ TASKS: dict[str, Literal["segmentation", "classification"]] = {
 }
 HISTORY = "history.jsonl"
 CODE = (  # decides the weights of a run: what dvc.yaml lists for these stages
+    "data/balance.py",
     "data/labels.py",
     "data/loader.py",
+    "data/records",
     "data/sampling.py",
     "data/store.py",
     "data/transforms.py",
@@ -115,27 +117,45 @@ def _leave_out(stage: str, run: Path, previous: Path | None, *, variant: str, se
 
 
 def _crops(
-    section: Stage, split: Split, *, task: str, seed: int
+    section: Stage, store: Store, *, seed: int, rank: int = 0, world: int = 1
 ) -> loader.SegmentationCrops | loader.ClassificationCrops:
-    """The training batches of a rung as a function of the step."""
-    crop = (section.crop[0], section.crop[1])
-    scale = (section.augment.scale[0], section.augment.scale[1])
+    """The training batches of a rung as a function of the step; `rank` of `world` processes gets its part of each."""
     common: dict[str, Any] = {
-        "split": split,
+        "split": store.split("train"),
         "seed": seed,
         "batch": section.batch,
-        "crop": crop,
-        "flip": section.augment.flip,
-        "colour": section.augment.colour,
+        "crop": (section.crop[0], section.crop[1]),
+        "rank": rank,
+        "world": world,
     }
-    if task == "classification":
-        return loader.ClassificationCrops(area=scale, **common)
-    return loader.SegmentationCrops(zoom=scale, **common)
+    match section:
+        case ClassificationStage(augment=augment):
+            strong = augment.rand_augment
+            return loader.ClassificationCrops(
+                area=(augment.scale[0], augment.scale[1]),
+                flip=augment.flip,
+                colour=augment.colour,
+                rand_augment=None if strong is None else (strong.ops, strong.magnitude),
+                mixup=augment.mixup,
+                cutmix=augment.cutmix,
+                classes=len(store.space.classes),
+                **common,
+            )
+        case SegmentationStage(augment=zoomed):
+            return loader.SegmentationCrops(
+                zoom=(zoomed.scale[0], zoomed.scale[1]),
+                flip=zoomed.flip,
+                colour=zoomed.colour,
+                blur=zoomed.blur,
+                class_uniform=zoomed.class_uniform,
+                **common,
+            )
+    raise TypeError(f"no crops for {type(section).__name__}")
 
 
-def _loss(section: Stage, store: Store, *, task: str, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+def _loss(section: Stage, store: Store, *, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss of a rung as a function of (logits, target)."""
-    if task == "classification":
+    if not isinstance(section, SegmentationStage):
         return partial(losses.cross_entropy, label_smoothing=section.label_smoothing)
     weight_K = None
     if section.class_weights == "inverse-log":
@@ -273,7 +293,7 @@ def _train_steps(
         network, name=section.optimizer, learning_rate=section.learning_rate, weight_decay=section.weight_decay
     )
     validate = _validator(section, store, task=task, device=device, workers=workers)
-    crops = _crops(section, store.split("train"), task=task, seed=seed)
+    crops = _crops(section, store, seed=seed)
     with runtime.StopRequest().listening() as stop:
         start = checkpoint.resume(work, network=network, optimizer=optimizer, warn=screen.warn)
         history = _History(work / HISTORY, up_to=start)
@@ -302,7 +322,7 @@ def _train_steps(
             network,
             loader.steps_loader(crops, start=start, stop=section.steps, workers=workers),
             optimizer=optimizer,
-            loss=_loss(section, store, task=task, device=device),
+            loss=_loss(section, store, device=device),
             learning_rate=partial(
                 schedule.learning_rate,
                 base=section.learning_rate,
@@ -345,7 +365,7 @@ def run_stage(
         return _leave_out(stage, run, previous, variant=variant, seed=seed)
 
     task = TASKS[stage]
-    store = open_store(paths.store(section.dataset), parameters=params.datasets[section.dataset].model_dump())
+    store = open_store(paths.store(section.dataset), parameters=params.datasets[section.dataset].content())
     if store.task != task:
         raise MmsegError(f"{stage}.dataset", f"{section.dataset} is for {store.task}", f"choose one for {task}")
     runtime.limit_threads(params.runtime.threads)

@@ -126,13 +126,13 @@ def label_of_another_size(case):
 def label_value_outside_the_table(case):
     root = case.copy("cityscapes")
     Image.fromarray(np.full((32, 64), 99, np.uint8)).save(root / LABEL)
-    return (*PREPARE, root), f"{root / LABEL}: label value 99 is not in the dataset's table (2048 pixels): "
+    return (*PREPARE, root), f"{root / LABEL}: label value 99 in 2048 pixels: not in the dataset's table: "
 
 
 def truncated_png(case):
     root = case.copy("cityscapes")
     (root / IMAGE).write_bytes((root / IMAGE).read_bytes()[:1000])
-    return (*PREPARE, root), f"{root / IMAGE}: cannot be decoded ("
+    return (*PREPARE, root), f"{root / IMAGE}: is cut short in the chunk IDAT at byte 33: "
 
 
 def empty_split(case):
@@ -164,7 +164,7 @@ def store_made_by_other_parameters_evaluated(case):
 
 def damaged_store(case):
     Path("data/demo/cityscapes/val.records").write_bytes(bytes(4096))
-    return EVALUATE, "val.records: item 0 is damaged ("
+    return EVALUATE, 'val.records: item 0 ("'
 
 
 def checkpoint_of_another_architecture(case):
@@ -247,7 +247,7 @@ def test_one_line_and_nothing_lost(trained, raw, raw_copy, change_params, monkey
     assert said in done.one_error()
     after = trees.contents(tmp_path)
     assert {name: content for name, content in after.items() if name in before} == before
-    left = {name for name in set(after) - set(before) if "/.work/" not in name}
+    left = {name for name in set(after) - set(before) if "/.work/" not in name and ".partial/" not in name}
     assert not left
 
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmseg_cli.data import sampling
-from mmseg_cli.data.sampling import draw
+from mmseg_cli.data.sampling import draw, positions
+from mmseg_cli.errors import MmsegError
 
 PINNED_ORDER = [9, 4, 2, 1, 0, 7, 8, 5, 3, 6]
 PINNED_NEXT = [9, 4, 5, 7, 8, 2, 0, 1, 6, 3]
@@ -23,6 +24,15 @@ PINNED_NUMBERS = [
     0.006214125340225252,
     0.2845761435475589,
 ]
+PINNED_LATER_NUMBERS = [
+    0.8419161074359229,
+    0.30588643903696067,
+    0.15711279532020916,
+    0.5081610296963062,
+    0.9761187188028037,
+    0.22769475900008807,
+]
+PINNED_KEY = 2743070984061822336
 
 
 def items_of(seed, *, epoch, items, batch):
@@ -48,8 +58,11 @@ def test_a_draw_depends_on_its_arguments_alone(seed, step, position, batch, item
     np.random.seed(1)
     assert draw(**arguments) == first
     assert 0 <= first.item < items
-    for number in (first.scale, first.aspect, first.top, first.left, *first.colour):
+    numbers = (first.scale, first.aspect, first.top, first.left, *first.colour, *first.focus, *first.blur, first.mix)
+    for number in numbers:
         assert 0 <= number < 1
+    assert len(set(numbers)) == len(numbers)
+    assert 0 <= first.key < 2**63
 
 
 @given(seed=st.integers(0, 99), epoch=st.integers(0, 20), items=st.integers(1, 50), batch=st.integers(1, 70))
@@ -72,6 +85,7 @@ def test_seeds_and_epochs_differ_in_everything():
         for p in range(4)
     ]
     assert len({one.scale for one in crops}) == len(crops)
+    assert len({one.key for one in crops}) == len(crops)
 
 
 def test_draws_are_spread_over_their_range():
@@ -89,3 +103,18 @@ def test_the_order_never_changes_silently():
     first = astuple(draw(seed=0, step=0, position=0, batch=4, items=10))
     assert (first[0], first[5]) == (PINNED_ORDER[0], PINNED_FLIP)
     np.testing.assert_allclose([*first[1:5], *first[6]], PINNED_NUMBERS, rtol=1e-12)
+    np.testing.assert_allclose([*first[7], *first[8], first[9]], PINNED_LATER_NUMBERS, rtol=1e-12)
+    assert first[10] == PINNED_KEY
+
+
+@given(share=st.integers(1, 20), world=st.integers(1, 16))
+def test_processes_share_a_batch_equally_and_in_order(share, world):
+    parts = [positions(batch=share * world, rank=rank, world=world) for rank in range(world)]
+    assert [len(part) for part in parts] == [share] * world
+    assert [position for part in parts for position in part] == list(range(share * world))
+
+
+@pytest.mark.parametrize(("batch", "world"), [(5, 2), (1, 2), (12, 8)])
+def test_a_batch_that_cannot_be_shared_is_refused(batch, world):
+    with pytest.raises(MmsegError, match=f"batch: a global batch of {batch} cannot be shared equally by {world} proc"):
+        positions(batch=batch, rank=0, world=world)

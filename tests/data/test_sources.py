@@ -1,10 +1,15 @@
+"""What all layouts have in common. What is particular to one is in its own test file."""
+
 from __future__ import annotations
 
-import json
+import inspect
 import shutil
+from pathlib import Path
 
 import pytest
+import trees
 
+from mmseg_cli.data import faults
 from mmseg_cli.data.prepare import SOURCES, find_root
 from mmseg_cli.errors import MmsegError
 
@@ -13,174 +18,167 @@ SPLITS = {
     "mapillary": {"train": 3, "val": 2},
     "imagenet": {"train": 12, "val": 6},
     "camvid": {"train": 3, "val": 2, "test": 1},
+    "ade20k": {"train": 3, "val": 2},
+    "folder": {"train": 3, "val": 2},
 }
 
 
-def refused(name, root) -> str:
-    with pytest.raises(MmsegError) as caught:
-        SOURCES[name].scan(root)
-    assert caught.value.exit_code == 2
-    return str(caught.value)
+@pytest.fixture(scope="session")
+def roots(tmp_path_factory) -> dict[str, Path]:
+    """A clean tree of every layout; only read."""
+    top = tmp_path_factory.mktemp("roots")
+    return {
+        "cityscapes": trees.make_cityscapes(top / "cityscapes", train=5, val=3),
+        "mapillary": trees.make_mapillary(top / "mapillary"),
+        "imagenet": trees.make_imagenet(top / "imagenet"),
+        "camvid": trees.make_camvid(top / "camvid", test=1),
+        "ade20k": trees.make_ade20k(top / "ade20k"),
+        "folder": trees.make_folder(top / "folder"),
+    }
+
+
+@pytest.fixture
+def copied(roots, tmp_path):
+    return lambda name: Path(shutil.copytree(roots[name], tmp_path / name))
+
+
+def errors(name: str, root: Path) -> list[tuple[str, str, str]]:
+    return [(fault.kind, fault.where, fault.what) for fault in faults.errors(SOURCES[name].scan(root).faults)]
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_every_layout_is_listed(raw, name):
-    listing = SOURCES[name].scan(raw[name])
+def test_every_layout_is_listed(roots, name):
+    before = trees.snapshot(roots[name])
+    listing = SOURCES[name].scan(roots[name])
+    assert listing.dataset == name
     assert {split: len(items) for split, items in listing.splits.items()} == SPLITS[name]
+    assert faults.errors(listing.faults) == []
+    assert {fault.kind for fault in listing.faults} <= {"count"}
     for items in listing.splits.values():
         assert len({item.name for item in items}) == len(items)
         for item in items:
-            assert item.image.is_file()
+            assert Path(item.image.path).is_file()
             if listing.task == "segmentation":
                 assert item.label is not None
-                assert item.label.is_file()
-                assert item.label.name.startswith(item.name)
+                assert Path(item.label.path).is_file()
+                assert item.label.stem.startswith(item.name)
             else:
                 assert item.target is not None
-                assert listing.space.classes[item.target] == item.image.parent.name
-    assert len(listing.warnings) == len(SPLITS[name])  # no split has the official number of images
-    assert f"train: {SPLITS[name]['train']} images, the official number is " in listing.warnings[0]
+                assert listing.space.classes[item.target] == Path(item.image.path).parent.name
+    assert trees.snapshot(roots[name]) == before
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_every_root_is_found(raw, monkeypatch, name):
-    assert find_root(name, raw[name]) == raw[name]
-    monkeypatch.setenv(f"MMSEG_{name.upper()}_ROOT", str(raw[name]))
-    assert find_root(name, None) == raw[name]
+def test_every_layout_says_what_it_takes(name):
+    module = SOURCES[name]
+    assert len(module.HINT.splitlines()) == 1
+    arguments = inspect.signature(module.scan).parameters
+    assert list(arguments) == ["root", *module.OPTIONS]
+    assert all(arguments[option].kind is inspect.Parameter.KEYWORD_ONLY for option in module.OPTIONS)
+    assert all(arguments[option].default is not inspect.Parameter.empty for option in module.OPTIONS)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_root_is_found(roots, monkeypatch, name):
+    assert find_root(name, roots[name]) == roots[name]
+    monkeypatch.setenv(f"MMSEG_{name.upper()}_ROOT", str(roots[name]))
+    assert find_root(name, None) == roots[name]
 
 
 @pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.parametrize("other", SOURCES)
-def test_the_root_of_another_dataset_is_named(raw, name, other):
+def test_the_root_of_another_dataset_is_named(roots, name, other):
     if name == other:
         return
     with pytest.raises(MmsegError, match=f"looks like {other}, not {name}: use `mmseg prepare {other}`"):
-        find_root(name, raw[other])
+        find_root(name, roots[other])
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_root_that_is_missing_or_of_no_dataset_is_refused(tmp_path, name):
     with pytest.raises(MmsegError, match=f"give --root FOLDER or set MMSEG_{name.upper()}_ROOT"):
         find_root(name, None)
-    with pytest.raises(MmsegError, match="there is no such folder"):
+    with pytest.raises(MmsegError, match="there is no such"):
         find_root(name, tmp_path / "absent")
     with pytest.raises(MmsegError, match=f"does not look like {name}"):
         find_root(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no more", b"x" * 2000])
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz", ".txt"])
+def test_looks_like_never_raises(tmp_path, name, suffix, content):
+    path = tmp_path / f"set{suffix}"
+    path.write_bytes(content)
+    assert SOURCES[name].looks_like(path) is False
+    assert SOURCES[name].looks_like(tmp_path) is False
+    assert SOURCES[name].looks_like(tmp_path / "absent") is False
+    assert SOURCES[name].looks_like(Path("a\0b")) is False
 
 
 IMAGES = {
     "cityscapes": "leftImg8bit/train/bad-honnef/bad-honnef_000001_000019_leftImg8bit.png",
     "mapillary": "training/images/training-1.jpg",
     "camvid": "train/0001.png",
+    "folder": "images/train/train1.jpg",
 }
 LABELS = {
     "cityscapes": "gtFine/train/bad-honnef/bad-honnef_000001_000019_gtFine_labelIds.png",
     "mapillary": "training/labels/training-1.png",
     "camvid": "trainannot/0001.png",
+    "folder": "masks/train/train1.png",
 }
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_an_image_without_label_is_named(raw_copy, name):
-    root = raw_copy(name)
+def test_an_image_without_label_is_named(copied, name):
+    root = copied(name)
     (root / LABELS[name]).unlink()
-    assert refused(name, root).startswith(f"{root / IMAGES[name]}: has no label file: ")
+    ((kind, where, what),) = errors(name, root)
+    assert (kind, where) == ("missing-partner", str(root / IMAGES[name]))
+    assert what.startswith("has no ")
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_a_label_without_image_is_named(raw_copy, name):
-    root = raw_copy(name)
+def test_a_label_without_image_is_named(copied, name):
+    root = copied(name)
     (root / IMAGES[name]).unlink()
-    assert refused(name, root).startswith(f"{root / LABELS[name]}: has no image: ")
-
-
-def test_a_city_without_its_images_is_named(raw_copy):
-    root = raw_copy("cityscapes")
-    shutil.rmtree(root / "leftImg8bit/train/bad-honnef")
-    assert refused("cityscapes", root).startswith(f"{root / LABELS['cityscapes']}: has no image: ")
-
-
-def test_a_city_without_its_labels_is_named(raw_copy):
-    root = raw_copy("cityscapes")
-    shutil.rmtree(root / "gtFine/train/bad-honnef")
-    assert refused("cityscapes", root).startswith(f"{root / IMAGES['cityscapes']}: has no label file: ")
+    assert errors(name, root) == [("missing-partner", str(root / LABELS[name]), "has no image")]
 
 
 VAL = {
-    "cityscapes": "leftImg8bit/val gtFine/val",
-    "mapillary": "validation",
-    "camvid": "val valannot",
-    "imagenet": "val",
+    "cityscapes": ("leftImg8bit/val", "gtFine/val"),
+    "mapillary": ("validation",),
+    "camvid": ("val", "valannot"),
+    "imagenet": ("val",),
+    "ade20k": ("images/validation", "annotations/validation"),
+    "folder": ("images/val", "masks/val"),
 }
 
 
 @pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.parametrize("how", ["missing", "empty"])
-def test_an_empty_split_is_named(raw_copy, name, how):
-    root = raw_copy(name)
-    for folder in VAL[name].split():
+def test_an_empty_split_is_named(copied, name, how):
+    root = copied(name)
+    for folder in VAL[name]:
         shutil.rmtree(root / folder)
         if how == "empty":
             (root / folder).mkdir()
-    message = refused(name, root)
-    assert "\n" not in message
-    assert "the split 'val' is empty" in message
-    assert str(root) in message
+    ((kind, where, what),) = errors(name, root)
+    assert kind == "empty-split"
+    assert "val" in what
+    assert where.startswith(str(root))
 
 
-def test_files_beside_the_dataset_are_left_alone(raw_copy):
-    root = raw_copy("cityscapes")
-    folder = root / "leftImg8bit/train/aachen"
-    (folder / ".DS_Store").write_bytes(b"x")
-    (folder / "._aachen_000000_000019_leftImg8bit.png").write_bytes(b"x")
-    (root / "leftImg8bit/train/.hidden").mkdir()
-    (root / "leftImg8bit/train/README").write_text("x")
-    (root / "gtFine/train/aachen/aachen_000000_000019_gtFine_color.png").write_bytes(b"x")
-    assert len(SOURCES["cityscapes"].scan(root).splits["train"]) == SPLITS["cityscapes"]["train"]
-
-
-def test_camvid_works_without_a_test_split(raw_copy):
-    root = raw_copy("camvid")
-    shutil.rmtree(root / "test")
-    shutil.rmtree(root / "testannot")
-    assert set(SOURCES["camvid"].scan(root).splits) == {"train", "val"}
-
-
-@pytest.mark.parametrize(
-    "content",
-    ["", "{", "[]", "{}", '{"labels": [{"name": "a"}]}', '{"labels": "road"}', '{"labels": [1]}', '{"labels": null}'],
-)
-def test_a_broken_vistas_config_is_named(raw_copy, content):
-    root = raw_copy("mapillary")
-    (root / "config.json").write_text(content)
-    assert refused("mapillary", root).startswith(f"{root / 'config.json'}: ")
-
-
-def test_more_labels_than_a_byte_holds_are_refused(raw_copy):
-    root = raw_copy("mapillary")
-    labels = json.loads((root / "config.json").read_text())["labels"]
-    (root / "config.json").write_text(json.dumps({"labels": labels * 50}))
-    assert refused("mapillary", root).startswith(f"{root / 'config.json'}: ")
-
-
-def test_a_missing_vistas_config_is_named(raw_copy):
-    root = raw_copy("mapillary")
-    (root / "config.json").unlink()
-    assert "config.json: missing: " in refused("mapillary", root)
-
-
-def test_vistas_v2_is_told_from_v1_2(raw_copy):
-    root = raw_copy("mapillary")
-    (root / "config.json").rename(root / "config_v2.0.json")
-    for split in ("training", "validation"):
-        (root / split / "v2.0").mkdir()
-        (root / split / "labels").rename(root / split / "v2.0" / "labels")
-    assert "this is Vistas v2.0: give the root of v1.2" in refused("mapillary", root)
-
-
-def test_imagenet_classes_are_those_of_train(raw_copy):
-    root = raw_copy("imagenet")
-    (root / "val" / "n99999999").mkdir()
-    assert "n99999999: this class is not in train: " in refused("imagenet", root)
-    (root / "train" / "n99999999").mkdir()
-    assert f"{root / 'train' / 'n99999999'}: this class has no images: " in refused("imagenet", root)
+@pytest.mark.parametrize("name", SOURCES)
+def test_files_beside_the_dataset_are_left_alone(copied, name):
+    root = copied(name)
+    for folder in [root, *(path for path in sorted(root.rglob("*")) if path.is_dir())]:
+        for junk in (".DS_Store", "._train1.jpg", "README.md", "checksums.md5", "Thumbs.db"):
+            (folder / junk).write_bytes(b"x")
+        (folder / ".hidden").mkdir()
+        (folder / ".hidden" / "a.png").write_bytes(b"x")
+        (folder / "__MACOSX").mkdir()
+        (folder / "__MACOSX" / "a.png").write_bytes(b"x")
+    assert errors(name, root) == []
+    assert {split: len(items) for split, items in SOURCES[name].scan(root).splits.items()} == SPLITS[name]

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import warnings
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from mmseg_cli.data import transforms
 from mmseg_cli.data.labels import IGNORE
@@ -83,17 +88,103 @@ def test_zooming_is_symmetric_in_its_logarithm():
     assert (middle.height, middle.out_height) == (100, 100)
 
 
-def test_what_lies_outside_the_image_is_ignored():
-    image_HWC = np.full((3, 4, 3), 9, np.uint8)
-    label_HW = np.full((3, 4), 2, np.uint8)
-    placed_HWC, placed_HW = transforms.place_image(image_HWC, (5, 6)), transforms.place_label(label_HW, (5, 6))
+@given(size=sizes, crop=sizes, low=st.floats(0.1, 1), high=st.floats(1, 4), scale=unit, row=unit, column=unit)
+def test_a_centred_region_has_its_centre_in_the_middle_where_the_image_allows(
+    size, crop, low, high, scale, row, column
+):
+    centre = (int(row * size[0]), int(column * size[1]))
+    region = transforms.centred_region(size, crop, zoom=(low, high), scale=scale, centre=centre)
+    check(region, size, crop)
+    other = transforms.zoomed_region(size, crop, zoom=(low, high), scale=scale, top=row, left=column)
+    assert region.box[2:] == other.box[2:]
+    assert (region.out_height, region.out_width) == (other.out_height, other.out_width)
+    starts, lengths = region.box[:2], region.box[2:]
+    for axis in (0, 1):
+        assert starts[axis] <= centre[axis] < starts[axis] + lengths[axis]
+        if starts[axis] > 0 and starts[axis] + lengths[axis] < size[axis]:
+            assert centre[axis] - starts[axis] == lengths[axis] // 2
+
+
+@given(size=sizes, out=st.tuples(st.integers(1, 300), st.integers(1, 300)), seed=st.integers(0, 9))
+def test_images_are_resized_like_pillows_bilinear(size, out, seed):
+    image_HWC = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    theirs_HWC = np.asarray(Image.fromarray(image_HWC).resize((out[1], out[0]), Image.Resampling.BILINEAR))
+    ours_HWC = transforms.resize_image(image_HWC, out)
+    assert ours_HWC.dtype == np.uint8
+    assert ours_HWC.flags.c_contiguous
+    assert np.abs(ours_HWC.astype(int) - theirs_HWC).max() <= 1
+
+
+def test_an_array_that_may_not_be_written_to_is_taken_without_a_warning():
+    image_HWC = np.random.default_rng(0).integers(0, 256, (9, 8, 3), dtype=np.uint8)
+    fixed_HWC = image_HWC.copy()
+    fixed_HWC.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resized_HWC = transforms.resize_image(fixed_HWC, (5, 5))
+        jittered_HWC = transforms.jitter_colour(fixed_HWC, strength=0.5, colour=(0.1, 0.2, 0.9))
+    np.testing.assert_array_equal(resized_HWC, transforms.resize_image(image_HWC, (5, 5)))
+    np.testing.assert_array_equal(fixed_HWC, image_HWC)
+    assert (jittered_HWC != image_HWC).any()
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_what_lies_outside_the_image_is_ignored(flip):
+    image_HWC = np.random.default_rng(0).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    label_HW = np.random.default_rng(0).integers(0, 19, (3, 4), dtype=np.uint8)
+    out_HWC, out_HW = np.zeros((5, 6, 3), np.uint8), np.zeros((5, 6), np.uint8)
+    transforms.put_image(out_HWC, image_HWC, flip=flip)
+    transforms.put_label(out_HW, label_HW, flip=flip)
+    if flip:
+        out_HWC, out_HW = out_HWC[:, ::-1], out_HW[:, ::-1]
     inside = np.zeros((5, 6), bool)
     inside[:3, :4] = True
-    assert (placed_HW[inside] == 2).all()
-    assert (placed_HW[~inside] == IGNORE).all()
-    assert (placed_HWC[inside] == 9).all()
-    assert (placed_HWC[~inside] == transforms.MEAN).all()
-    assert transforms.place_label(label_HW, (3, 4)) is label_HW
+    np.testing.assert_array_equal(out_HW[:3, :4], label_HW)
+    np.testing.assert_array_equal(out_HWC[:3, :4], image_HWC)
+    assert (out_HW[~inside] == IGNORE).all()
+    assert (out_HWC[~inside] == transforms.MEAN).all()
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_an_image_that_fills_the_crop_covers_all_of_it(flip):
+    image_HWC = np.random.default_rng(0).integers(0, 256, (6, 7, 3), dtype=np.uint8)
+    out_HWC, out_HW = np.zeros((6, 7, 3), np.uint8), np.zeros((6, 7), np.uint8)
+    transforms.put_image(out_HWC, image_HWC, flip=flip)
+    transforms.put_label(out_HW, image_HWC[..., 0], flip=flip)
+    expected_HWC = image_HWC[:, ::-1] if flip else image_HWC
+    np.testing.assert_array_equal(out_HWC, expected_HWC)
+    np.testing.assert_array_equal(out_HW, expected_HWC[..., 0])
+
+
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    strength=st.floats(0.01, 1),
+    colour=st.tuples(unit, unit, unit),
+    seed=st.integers(0, 99),
+)
+def test_jitter_is_the_affine_map_of_its_definition(size, strength, colour, seed):
+    image_HWC = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    brightness, contrast, saturation = (1 + strength * (2 * number - 1) for number in colour)
+    x_HWC = image_HWC * brightness
+    grey_HW1 = x_HWC @ np.array([[0.299], [0.587], [0.114]])
+    x_HWC = saturation * x_HWC + (1 - saturation) * grey_HW1
+    x_HWC = contrast * x_HWC + (1 - contrast) * grey_HW1.mean()
+    ours_HWC = transforms.jitter_colour(image_HWC, strength=strength, colour=colour)
+    assert np.abs(ours_HWC - x_HWC.clip(0, 255)).max() <= 0.5 + 0.1  # rounding, and what the whole multiples take
+
+
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)), colour=st.tuples(unit, unit, unit), seed=st.integers(0, 99)
+)
+def test_jitter_is_exact_whatever_pieces_it_is_computed_in(size, colour, seed):
+    """Else the last bit could depend on how BLAS divides the work, and so on the number of threads."""
+    image_HWC = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    expected_HWC = transforms.jitter_colour(image_HWC, strength=1.0, colour=colour)
+    for wide, piece in ((1, 1), (3, 7), (16, 64), (5, 1 << 16)):
+        with mock.patch.multiple(transforms, _WIDE=wide, _PIECE=piece):
+            np.testing.assert_array_equal(
+                transforms.jitter_colour(image_HWC, strength=1.0, colour=colour), expected_HWC
+            )
 
 
 def test_jitter_of_no_strength_changes_nothing():
@@ -135,3 +226,75 @@ def test_a_centre_crop_shows_seven_eighths_of_the_middle():
     columns = np.repeat(np.linspace(0, 255, 256).astype(np.uint8)[None, :, None], 256, axis=0).repeat(3, axis=2)
     cropped = transforms.centre_crop(columns, (224, 224))
     np.testing.assert_array_equal(cropped, columns[16:240, 16:240])
+
+
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)), sigma=st.floats(*transforms.BLUR), seed=st.integers(0, 99)
+)
+def test_a_blur_is_scipys_gaussian(size, sigma, seed):
+    rng = np.random.default_rng(seed)
+    image_HWC = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    theirs_HWC = gaussian_filter(image_HWC.astype(float), (sigma, sigma, 0), mode="nearest")
+    difference_HWC = transforms.smooth(image_HWC, sigma=sigma) - theirs_HWC
+    assert np.abs(difference_HWC).max() < 4  # weights in 128ths, twice
+    flat_HWC = np.full((*size, 3), rng.integers(0, 256), np.uint8)
+    np.testing.assert_array_equal(transforms.smooth(flat_HWC, sigma=sigma), flat_HWC)
+
+
+def test_a_share_of_images_is_blurred():
+    image_HWC = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    assert transforms.blur(image_HWC, probability=0.0, numbers=(0.0, 0.9)) is image_HWC
+    assert transforms.blur(image_HWC, probability=0.3, numbers=(0.31, 0.9)) is image_HWC
+    spreads = [transforms.blur(image_HWC, probability=0.3, numbers=(0.29, n)).std() for n in (0.0, 0.5, 0.99)]
+    assert image_HWC.std() == pytest.approx(spreads[0], rel=0.01)
+    assert spreads[0] > 1.5 * spreads[1] > 1.5 * spreads[2]
+
+
+# --------------------------------------------------------------------------------- what torchvision draws for itself
+
+
+@pytest.fixture
+def generator_alone():
+    """Fails a test that moves torch's global generator."""
+    before = torch.get_rng_state()
+    yield
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_rand_augment_is_a_function_of_its_key(generator_alone):
+    image_HWC = np.random.default_rng(0).integers(0, 256, (32, 24, 3), dtype=np.uint8)
+    image_HWC.flags.writeable = False
+    outs = [transforms.rand_augment(image_HWC, ops=2, magnitude=9, key=key) for key in range(12)]
+    assert all(out_HWC.shape == image_HWC.shape and out_HWC.dtype == np.uint8 for out_HWC in outs)
+    assert len({out_HWC.tobytes() for out_HWC in outs}) >= 9
+    for key, out_HWC in enumerate(outs):
+        np.testing.assert_array_equal(transforms.rand_augment(image_HWC, ops=2, magnitude=9, key=key), out_HWC)
+
+
+def mixed(kind, key, *, alpha=1.0):
+    image_2HWC = np.stack([np.full((32, 24, 3), 40, np.uint8), np.full((32, 24, 3), 240, np.uint8)])
+    return transforms.mix_pair(image_2HWC, (2, 0), kind=kind, alpha=alpha, classes=4, key=key)
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_a_mixed_pair_has_the_target_that_its_pixels_have(kind, generator_alone):
+    shares = set()
+    for key in range(30):
+        image_2HWC, target_2K = mixed(kind, key)
+        assert (image_2HWC.dtype, target_2K.dtype) == (np.uint8, np.float32)
+        np.testing.assert_allclose(target_2K.sum(axis=1), 1, rtol=1e-6)
+        np.testing.assert_allclose(target_2K[0], target_2K[1][[2, 1, 0, 3]], rtol=1e-6)  # the same share, the other way
+        assert not target_2K[:, [1, 3]].any()
+        seen = (image_2HWC.reshape(2, -1).mean(axis=1) - 40) / 200  # of the bright picture, whose class is 0
+        np.testing.assert_allclose(seen, target_2K[:, 0], atol=0.003)
+        assert (kind == "cutmix") == (set(np.unique(image_2HWC)) <= {40, 240}) or target_2K[0, 0] in (0, 1)
+        again_2HWC, again_2K = mixed(kind, key)
+        np.testing.assert_array_equal(again_2HWC, image_2HWC)
+        np.testing.assert_array_equal(again_2K, target_2K)
+        shares.add(float(target_2K[0, 0]))
+    assert len(shares) >= 20
+
+
+def test_a_small_alpha_mixes_little():
+    shares = [mixed("mixup", key, alpha=0.1)[1][0, 0] for key in range(60)]
+    assert np.mean([min(share, 1 - share) for share in shares]) < 0.1

@@ -44,6 +44,21 @@ def test_smoothed_losses_are_torchs(smoothing):
         torch.testing.assert_close(torch.autograd.grad(ours, logits_BK), torch.autograd.grad(theirs, logits_BK))
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_a_loss_of_mixed_targets_is_torchs(smoothing):
+    logits_BK = torch.randn(4, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    target_BK = torch.rand(4, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64).softmax(dim=1)
+    ours = cross_entropy(logits_BK, target_BK, label_smoothing=smoothing)
+    theirs = F.cross_entropy(logits_BK, target_BK, label_smoothing=smoothing)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(torch.autograd.grad(ours, logits_BK), torch.autograd.grad(theirs, logits_BK))
+    target_B = torch.tensor([3, 0, 6, 6])
+    torch.testing.assert_close(
+        cross_entropy(logits_BK, F.one_hot(target_B, 7).double(), label_smoothing=smoothing),
+        cross_entropy(logits_BK, target_B, label_smoothing=smoothing),
+    )
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_a_batch_that_is_wholly_ignored_costs_nothing(smoothing):
     logits, label = example(ignored=1.1)

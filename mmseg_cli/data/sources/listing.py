@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mmseg_cli.data.faults import Fault
 from mmseg_cli.data.labels import LabelSpace
-from mmseg_cli.errors import MmsegError
+from mmseg_cli.data.tree import File
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
-    """One image and its label: a file of ids (segmentation) or the index of a class (classification)."""
+    """One image and its label: a file of ids or colours (segmentation) or the index of a class (classification).
+
+    `sequence` and `frame` place a frame of a video: frames of one sequence look alike.
+    """
 
     name: str
-    image: Path
-    label: Path | None = None
+    image: File
+    label: File | None = None
     target: int | None = None
+    sequence: str | None = None
+    frame: int | None = None
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,14 @@ class Listing:
 
     Attributes:
         task: what its labels are for.
-        table: 256 entries from the dataset's id to a train id, IGNORE or UNKNOWN; None for classification.
+        table: 256 entries from the dataset's id to a train id, IGNORE or UNKNOWN; None for classification and for
+            labels that are colours.
         splits: the items of `train`, `val` and, where labelled, `test`.
+        label_modes: Pillow's modes of a right label file; a palette ("P") is read by index.
+        colours: for labels that are RGB colours, the train id or IGNORE of each 0xRRGGBB.
         expected_size: (height, width) of every official image, or None where they vary.
-        warnings: what a person should know, such as counts that differ from the official ones.
+        faults: what is wrong with the names of the files, and warnings such as counts that are not official.
+        notes: what was found, such as the version of the dataset.
     """
 
     dataset: str
@@ -42,56 +50,61 @@ class Listing:
     space: LabelSpace
     table: NDArray[np.int16] | None
     splits: dict[str, list[Item]]
+    label_modes: tuple[str, ...] = ("L",)
+    colours: dict[int, int] | None = None
     expected_size: tuple[int, int] | None = None
-    warnings: list[str] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
-def files_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files of `folder` with one of the (lower-case) suffixes, sorted by name; hidden ones are left out."""
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
-    return [folder / name for name in names if name.lower().endswith(suffixes)]
-
-
-def folders_in(folder: Path) -> list[Path]:
-    """The folders in `folder`, sorted by name; hidden ones are left out."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def pair(images: Iterable[Path], labels: Iterable[Path], *, image_end: str = "", label_end: str = "") -> list[Item]:
+def pair(
+    images: Iterable[File], labels: Iterable[File], *, image_end: str = "", label_end: str = ""
+) -> tuple[list[Item], list[Fault]]:
     """Join images and label files by the part of the name before `image_end` and `label_end` (or the suffix).
 
-    Raises:
-        MmsegError: an image without label, or a label without image.
+    Returns:
+        The items in the order of the images, and a fault for each image without label and label without image.
     """
 
-    def key(path: Path, end: str) -> str:
-        return path.name.removesuffix(end) if end else path.stem
+    def key(file: File, end: str) -> str:
+        return file.base.removesuffix(end) if end else file.stem
 
-    by_key = {key(path, label_end): path for path in labels}
-    items = []
+    by_key = {key(file, label_end): file for file in labels}
+    items: list[Item] = []
+    faults: list[Fault] = []
     for image in images:
         name = key(image, image_end)
         label = by_key.pop(name, None)
         if label is None:
-            raise MmsegError(image, "has no label file", "add the label or remove the image")
-        items.append(Item(name=name, image=image, label=label))
+            faults.append(
+                Fault("missing-partner", image.where, "has no label file", "add the label or remove the image")
+            )
+        else:
+            items.append(Item(name=name, image=image, label=label))
     for label in by_key.values():
-        raise MmsegError(label, "has no image", "add the image or remove the label")
-    return items
+        faults.append(Fault("missing-partner", label.where, "has no image", "add the image or remove the label"))
+    return items, faults
 
 
-def require_items(root: Path, splits: dict[str, list[Item]]) -> None:
-    """Raise MmsegError for a split without items."""
-    for name, items in splits.items():
-        if not items:
-            raise MmsegError(root, f"the split {name!r} is empty", "check that the archive was extracted whole")
-
-
-def count_warnings(found: dict[str, int], official: dict[str, int]) -> list[str]:
-    """One line for each split whose number of images is not the official one."""
+def empty_splits(root: str, splits: dict[str, list[Item]]) -> list[Fault]:
+    """A fault for each split without items."""
     return [
-        f"{split}: {count} images, the official number is {official[split]}"
-        for split, count in found.items()
-        if split in official and count != official[split]
+        Fault("empty-split", root, f"the split {name!r} is empty", "check that the archive was extracted whole")
+        for name, items in splits.items()
+        if not items
+    ]
+
+
+def count_warnings(root: str, splits: dict[str, list[Item]], official: dict[str, int]) -> list[Fault]:
+    """A warning for each split whose number of images is not the official one."""
+    return [
+        Fault(
+            "count",
+            root,
+            f"{split}: {len(items)} images, the official number is {official[split]}",
+            "check that nothing is missing",
+            "warning",
+        )
+        for split, items in splits.items()
+        if items and split in official and len(items) != official[split]
     ]

@@ -1,0 +1,62 @@
+"""What several commands share: how a preset is loaded and mirrored, and how help and hints are worded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mmseg_cli.errors import MmsegError
+
+if TYPE_CHECKING:
+    from mmseg_cli.params import Params
+    from mmseg_cli.paths import Paths
+    from mmseg_cli.tracking import Tracker
+
+Preset = Annotated[str, typer.Option(help="The parameters to use: demo (params.yaml) or a folder of pipelines/.")]
+
+
+def example(*lines: str) -> str:
+    """The epilog of a command's help."""
+    return "Example: " + "  or  ".join(f"`{line}`" for line in lines)
+
+
+def load(preset: str) -> tuple[Paths, Params]:
+    """The paths and the parameters of a preset, whose own account of where it lies must be right."""
+    from mmseg_cli import params, paths
+
+    where = paths.find(preset=preset)
+    loaded = params.load(where.params)
+    folder = where.params.parent
+    for key, value, right in (
+        ("preset", loaded.preset, preset),
+        ("root", (folder / loaded.root).resolve(), where.root),
+        ("params_file", (where.root / loaded.params_file).resolve(), where.params),
+    ):
+        if value != right:
+            raise MmsegError(where.params, f"{key} leads to {value}", f"make it lead to {right}, which DVC reads")
+    return where, loaded
+
+
+def with_preset(preset: str, command: str) -> str:
+    """A command to run next, for the same preset."""
+    return command if preset == "demo" else f"{command} --preset {preset}"
+
+
+def track(paths: Paths, params: Params, *, run: str, section: dict[str, object]) -> Tracker:
+    """The MLflow mirror of one command."""
+    from mmseg_cli import tracking
+    from mmseg_cli.cli import screen
+
+    return tracking.start(
+        enabled=params.tracking.enabled,
+        uri=params.tracking.uri,
+        root=paths.root,
+        experiment=params.tracking.experiment,
+        run_name=f"{paths.preset}/{run}",
+        parent=f"{paths.preset}/ablation",
+        params=section,
+        tags={"mmseg.preset": paths.preset, "mmseg.stage": run.split("/")[0]},
+        resume_key=f"{paths.root}/{paths.preset}/{run}",
+        warn=screen.warn,
+    )
