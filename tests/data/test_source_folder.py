@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -288,14 +289,16 @@ def test_the_help_shows_a_file_that_works(tree, pool):
         if commented:  # the other way to write the classes
             text = text.replace("classes: [road, car]", "classes:").replace("#  - {", "   - {")
         (pool / "classes.yaml").write_text(text)
-        content = yaml.safe_load(text)
-        assert set(content) <= {"name", "classes", "masks", "ignore", "mask_suffix", "splits"}
-        if commented:
-            classes = classes_file.read_classes(pool / "classes.yaml")
-            assert (classes.ids, classes.colours[1]) == ((7, 26), (0, 0, 142))
-    for text in (line.split("  ")[2] for line in lines if line.startswith("    splits: {") and "  " in line.strip()):
-        assert set(yaml.safe_load(text)) == {"splits"}
-        says(pool, **yaml.safe_load(text))
+        keys = {"name", "classes", "masks", "ignore", "mask_suffix", "splits"}
+        assert set(yaml.safe_load(text)) == keys
+        classes = classes_file.read_classes(pool / "classes.yaml")
+        assert classes.ids == ((7, 26) if commented else (0, 1))
+        assert classes.colours[1] == ((0, 0, 142) if commented else None)
+        assert (classes.ignored_ids, classes.shares) == ((2,), {"val": 0.1})
+    ways = re.findall(r"^    (splits: \{.*?\})", "\n".join(lines[stop:]), re.MULTILINE)
+    assert len(ways) == 2
+    for way in ways:
+        says(pool, **yaml.safe_load(way))
         classes_file.read_classes(pool / "classes.yaml")
 
 
@@ -491,7 +494,15 @@ ENTRIES = st.fixed_dictionaries(
     {"name": st.sampled_from(["road", "car", "sky", "", "a\nb"])},
     optional={"id": st.integers(-1, 256), "colour": COLOURS, "color": COLOURS | SCALARS},
 )
-NEARLY = st.fixed_dictionaries(
+RIGHT = (
+    {"classes": ["road", "car"], "ignore": 9, "splits": {"val": 0.5, "seed": 1}},
+    {"name": "mine", "classes": {"road": 1, "car": {"id": 2, "colour": [1, 2, 3]}}, "masks": "index"},
+    {"classes": [{"name": "road", "colour": "#010203"}, {"name": "car", "color": [4, 5, 6]}], "ignore": [0, 0, 0]},
+    {"classes": ["road"], "splits": {"train": "train.txt", "val": "val.txt"}, "mask_suffix": "_mask"},
+)
+KEYS = st.sampled_from(["name", "classes", "ignore", "masks", "splits", "mask_suffix", "other"])
+CHANGED = st.builds(lambda value, key, new: value | {key: new}, st.sampled_from(RIGHT), KEYS, VALUES)
+ANYHOW = st.fixed_dictionaries(
     {"classes": st.lists(ENTRIES | st.sampled_from(["x", "y"]), max_size=5) | VALUES},
     optional={
         "name": SCALARS,
@@ -504,6 +515,7 @@ NEARLY = st.fixed_dictionaries(
         "other": VALUES,
     },
 )  # fmt: skip
+NEARLY = CHANGED | st.sampled_from(RIGHT) | ANYHOW
 PIECES = (
     *(
         "classes",
@@ -540,8 +552,16 @@ PIECES = (
     ),
     *("0x", "1e9", "2020-01-01", "'", '"', "---\n", "...\n", "%YAML 1.1\n", "%TAG ! tag:\n", "\t", "\x85", "\u2028"),
 )
+CUT = st.builds(
+    lambda value, at, length, new: (
+        (text := yaml.dump(value).encode())[: at % len(text)] + new + text[at % len(text) + length :]
+    ),
+    *(st.sampled_from(RIGHT), st.integers(0, 999), st.integers(0, 8)),
+    st.binary(max_size=4) | st.sampled_from(PIECES).map(str.encode),
+)
 TEXTS = (
-    st.binary(max_size=200)
+    CUT
+    | st.binary(max_size=200)
     | st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass"))
     | st.text(alphabet="classes:[]{}-#&*!<>|?'\",.\n 0123\t%@`", max_size=200).map(str.encode)
     | st.lists(

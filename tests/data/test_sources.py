@@ -23,33 +23,14 @@ SPLITS = {
 }
 
 
-@pytest.fixture(scope="session")
-def roots(tmp_path_factory) -> dict[str, Path]:
-    """A clean tree of every layout; only read."""
-    top = tmp_path_factory.mktemp("roots")
-    return {
-        "cityscapes": trees.make_cityscapes(top / "cityscapes", train=5, val=3),
-        "mapillary": trees.make_mapillary(top / "mapillary"),
-        "imagenet": trees.make_imagenet(top / "imagenet"),
-        "camvid": trees.make_camvid(top / "camvid", test=1),
-        "ade20k": trees.make_ade20k(top / "ade20k"),
-        "folder": trees.make_folder(top / "folder"),
-    }
-
-
-@pytest.fixture
-def copied(roots, tmp_path):
-    return lambda name: Path(shutil.copytree(roots[name], tmp_path / name))
-
-
 def errors(name: str, root: Path) -> list[tuple[str, str, str]]:
     return [(fault.kind, fault.where, fault.what) for fault in faults.errors(SOURCES[name].scan(root).faults)]
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_every_layout_is_listed(roots, name):
-    before = trees.snapshot(roots[name])
-    listing = SOURCES[name].scan(roots[name])
+def test_every_layout_is_listed(raw, name):
+    before = trees.snapshot(raw[name])
+    listing = SOURCES[name].scan(raw[name])
     assert listing.dataset == name
     assert {split: len(items) for split, items in listing.splits.items()} == SPLITS[name]
     assert faults.errors(listing.faults) == []
@@ -65,7 +46,7 @@ def test_every_layout_is_listed(roots, name):
             else:
                 assert item.target is not None
                 assert listing.space.classes[item.target] == Path(item.image.path).parent.name
-    assert trees.snapshot(roots[name]) == before
+    assert trees.snapshot(raw[name]) == before
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -79,19 +60,19 @@ def test_every_layout_says_what_it_takes(name):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_every_root_is_found(roots, monkeypatch, name):
-    assert find_root(name, roots[name]) == roots[name]
-    monkeypatch.setenv(f"MMSEG_{name.upper()}_ROOT", str(roots[name]))
-    assert find_root(name, None) == roots[name]
+def test_every_root_is_found(raw, monkeypatch, name):
+    assert find_root(name, raw[name]) == raw[name]
+    monkeypatch.setenv(f"MMSEG_{name.upper()}_ROOT", str(raw[name]))
+    assert find_root(name, None) == raw[name]
 
 
 @pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.parametrize("other", SOURCES)
-def test_the_root_of_another_dataset_is_named(roots, name, other):
+def test_the_root_of_another_dataset_is_named(raw, name, other):
     if name == other:
         return
     with pytest.raises(MmsegError, match=f"looks like {other}, not {name}: use `mmseg prepare {other}`"):
-        find_root(name, roots[other])
+        find_root(name, raw[other])
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -131,8 +112,8 @@ LABELS = {
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_an_image_without_label_is_named(copied, name):
-    root = copied(name)
+def test_an_image_without_label_is_named(raw_copy, name):
+    root = raw_copy(name)
     (root / LABELS[name]).unlink()
     ((kind, where, what),) = errors(name, root)
     assert (kind, where) == ("missing-partner", str(root / IMAGES[name]))
@@ -140,8 +121,8 @@ def test_an_image_without_label_is_named(copied, name):
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_a_label_without_image_is_named(copied, name):
-    root = copied(name)
+def test_a_label_without_image_is_named(raw_copy, name):
+    root = raw_copy(name)
     (root / IMAGES[name]).unlink()
     assert errors(name, root) == [("missing-partner", str(root / LABELS[name]), "has no image")]
 
@@ -158,8 +139,8 @@ VAL = {
 
 @pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.parametrize("how", ["missing", "empty"])
-def test_an_empty_split_is_named(copied, name, how):
-    root = copied(name)
+def test_an_empty_split_is_named(raw_copy, name, how):
+    root = raw_copy(name)
     for folder in VAL[name]:
         shutil.rmtree(root / folder)
         if how == "empty":
@@ -171,8 +152,8 @@ def test_an_empty_split_is_named(copied, name, how):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_files_beside_the_dataset_are_left_alone(copied, name):
-    root = copied(name)
+def test_files_beside_the_dataset_are_left_alone(raw_copy, name):
+    root = raw_copy(name)
     for folder in [root, *(path for path in sorted(root.rglob("*")) if path.is_dir())]:
         for junk in (".DS_Store", "._train1.jpg", "README.md", "checksums.md5", "Thumbs.db"):
             (folder / junk).write_bytes(b"x")

@@ -34,7 +34,7 @@ A dataset of your own (mmseg prepare folder --root mydata):
     masks: index              # index: pixels are ids (grey or palette PNG); colour: pixels are colours (RGB PNG).
                               # Needed only where classes have both. Masks of 0 and 255: colour, with
                               # [0, 0, 0] and [255, 255, 255]
-    ignore: 0                 # optional: ids or colours that are not learned, such as [0, 254] or "#000000";
+    ignore: 2                 # optional: ids or colours that are not learned, such as [2, 254] or "#000000";
                               # 255 is always ignored in index masks
     mask_suffix: _mask        # optional: the mask of a.jpg is a_mask.png
     splits: {val: 0.1}        # optional, see below
