@@ -95,8 +95,10 @@ class Dataset(Section):
             raise ValueError("`generate` goes with `source: synthetic`, and only with it")
         if self.long_side and self.short_side:
             raise ValueError("set long_side or short_side, not both")
-        if (self.target == "cityscapes-19") != (self.label_map is not None):
-            raise ValueError("`label_map` goes with `target: cityscapes-19`, and only with it")
+        if self.target == "cityscapes-19" and self.label_map is None:
+            raise ValueError("target cityscapes-19 needs a label_map: conservative, by-name or mseg")
+        if self.label_map is not None and self.target != "cityscapes-19":
+            raise ValueError("label_map goes with target cityscapes-19 only")
         return self
 
     def options(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
-from mmseg_cli.cli.common import load, track, with_preset
-from mmseg_cli.errors import MmsegError
+from mmseg_cli.cli.common import load, track
+from mmseg_cli.errors import Interrupted, MmsegError
 
 if TYPE_CHECKING:
     from mmseg_cli.data.faults import Fault
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from mmseg_cli.paths import Paths
 
 Generated = Literal["imagenet", "mapillary", "cityscapes"]
-SHOWN = 40  # faults in the table on the screen; the JSON has them all
+SHOWN = 40  # findings on the screen, about; the JSON has them all
+SHOWN_OF_A_KIND = 5  # at least, where there are so many
 
 
 def generate(
@@ -37,8 +39,12 @@ def generate(
     """Write a generated dataset of street scenes in an official layout, for trying things without a download."""
     from mmseg_cli.cli import screen
     from mmseg_cli.data.sources import synthetic
+    from mmseg_cli.files import new_folder
 
-    synthetic.write(dataset, out, train=train, val=val, height=height, classes=classes, seed=seed)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise MmsegError(out, "exists and is not an empty folder", "choose another folder or remove it")
+    with new_folder(out) as folder:  # interrupted, it leaves nothing that looks whole
+        synthetic.write(dataset, folder, train=train, val=val, height=height, classes=classes, seed=seed)
     panel = [("dataset", f"generated {dataset} in {out}")]
     screen.panel("generated", panel, next_command=f"mmseg prepare {dataset} --root {out}")
 
@@ -96,35 +102,64 @@ def _preset_section(
     return paths, section, root, track(paths, params, run=f"prepare/{dataset}", section=section.model_dump())
 
 
-def _report(faults: list[Fault], *, dataset: str, root: Path, made: Prepared | None, where: str | None) -> None:
-    """All faults as a table on the screen and, where asked for, as JSON."""
-    from mmseg_cli.cli import screen
+def _require_report_place(where: str, *, root: Path, store: Path) -> None:
+    """Raise MmsegError unless the JSON may be written to `where`; called before hours of work."""
+    from mmseg_cli.files import require_writable
+
+    place = Path(where).resolve()
+    for folder, what in ((root, "the dataset"), (store, "the store")):
+        if folder.resolve() in (place, *place.parents):
+            raise MmsegError("--json", f"{where} lies in {what}", "name a file elsewhere")
+    if place.is_dir():
+        raise MmsegError("--json", f"{where} is a folder", "name a file")
+    if place.exists() and not place.is_file():
+        return  # a device or a pipe, written to as it is
+    require_writable(place.parent)
+
+
+def _write_report(faults: list[Fault], *, dataset: str, root: Path, made: Prepared | None, where: str) -> None:
+    """All findings as JSON, to a file or the screen."""
     from mmseg_cli.files import write_text
 
-    if where is not None:
-        content = {
-            "dataset": dataset,
-            "root": str(root),
-            "items": None if made is None else made.counts,
-            "notes": [] if made is None else made.notes,
-            "errors": sum(fault.severity == "error" for fault in faults),
-            "warnings": sum(fault.severity == "warning" for fault in faults),
-            "faults": [asdict(fault) for fault in faults],
-        }
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        if where == "-":
-            sys.stdout.write(text)
-            return
-        write_text(Path(where), text)
-    shown = sorted(faults, key=lambda fault: fault.severity)[:SHOWN]
-    if any(fault.severity == "error" for fault in shown):
-        rows = [(fault.severity, fault.kind, fault.where, fault.what) for fault in shown]
-        screen.listing(f"{dataset}: {len(faults)} findings", ("", "kind", "where", "what"), rows)
-        if len(faults) > len(shown):
-            typer.echo(f"and {len(faults) - len(shown)} more: --json FILE writes them all")
+    content = {
+        "dataset": dataset,
+        "root": str(root),
+        "items": None if made is None else made.counts,
+        "notes": [] if made is None else made.notes,
+        "errors": sum(fault.severity == "error" for fault in faults),
+        "warnings": sum(fault.severity == "warning" for fault in faults),
+        "faults": [asdict(fault) for fault in faults],
+    }
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    place = Path(where).resolve()
+    if where == "-":
+        sys.stdout.write(text)
+    elif place.exists() and not place.is_file():
+        place.write_text(text, encoding="utf-8")
     else:
-        for fault in shown:
-            screen.warn(f"{dataset}: {fault.where}: {fault.what}")
+        write_text(place, text)
+
+
+def _show(faults: list[Fault], *, dataset: str) -> None:
+    """The findings on the screen, errors first: some of each kind, and how many more of it there are."""
+    from mmseg_cli.cli import screen
+
+    groups: dict[tuple[str, str], list[Fault]] = {}
+    for fault in sorted(faults, key=lambda fault: fault.severity):
+        groups.setdefault((fault.severity, fault.kind), []).append(fault)
+    each = max(SHOWN_OF_A_KIND, SHOWN // max(1, len(groups)))
+    rest = [(*key, len(group) - each) for key, group in groups.items() if len(group) > each]
+    shown = [fault for group in groups.values() for fault in group[:each]]
+    if any(fault.severity == "error" for fault in faults):
+        rows: list[tuple[str, ...]] = [(fault.severity, fault.kind, fault.where, fault.what) for fault in shown]
+        rows += [(severity, kind, f"and {count} more", "") for severity, kind, count in rest]
+        number = f"{len(faults)} findings" if len(faults) > 1 else "1 finding"
+        screen.listing(f"{dataset}: {number}", ("", "kind", "where", "what"), rows)
+        return
+    for fault in shown:
+        screen.warn(f"{dataset}: {fault.where}: {fault.what}: {fault.todo}")
+    for _, kind, count in rest:
+        screen.warn(f"{dataset}: and {count} more of the kind {kind}; --json FILE writes them all")
 
 
 def prepare(
@@ -138,6 +173,9 @@ def prepare(
     preset: Annotated[
         str | None, typer.Option(help="Prepare for this preset, into data/PRESET/DATASET; else into data/DATASET.")
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The store's folder, without --preset; a store that is there is replaced.")
+    ] = None,
     check_only: Annotated[bool, typer.Option("--check-only", help="Verify every file and write nothing.")] = False,
     json_report: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Write all findings as JSON; - is the screen.")
@@ -148,8 +186,8 @@ def prepare(
             help="Only warn of this kind of fault: duplicate-content, shared-content, duplicate-case, outside-link."
         ),
     ] = None,
-    long_side: Annotated[int | None, typer.Option(min=1, help="Make images smaller until this side fits.")] = None,
-    short_side: Annotated[int | None, typer.Option(min=1, help="Make images smaller until this side fits.")] = None,
+    long_side: Annotated[int | None, typer.Option(min=1, help="Shrink larger images until it fits.")] = None,
+    short_side: Annotated[int | None, typer.Option(min=1, help="Shrink larger images until it fits.")] = None,
     annotations: Annotated[str | None, typer.Option(help="cityscapes: fine or coarse.")] = None,
     train_from: Annotated[
         list[str] | None, typer.Option(help="cityscapes: train, train_extra, val; may be given several times.")
@@ -183,20 +221,24 @@ def prepare(
     if preset is None:
         if dataset not in room.SOURCES:
             raise unknown_name("dataset", dataset, room.SOURCES)
-        section, out = _section_from(options), Path.cwd() / "data" / dataset
+        section, store = _section_from(options), out or Path("data") / dataset
     else:
-        given = [key for key, value in options.items() if value]
+        given = [key for key, value in {**options, "out": out}.items() if value]
         paths, section, root, tracker = _preset_section(preset, dataset, root, given)
-        out = paths.store(dataset)
+        store = paths.store(dataset)
     layout = section.layout or dataset
     root = room.find_root(dataset, root, layout=layout)
-    faults: list[Fault] = []
+    if not check_only:
+        room.require_place(store, root)
+    if json_report not in (None, "-"):
+        _require_report_place(json_report, root=root, store=store)
+    replaced = store.exists()
     try:
         with screen.Screen(f"{'check' if check_only else 'prepare'} {dataset}", unit="items") as show:
             made = room.prepare(
                 layout,
                 root,
-                out,
+                store,
                 options=section.options(),
                 parameters=section.content(),
                 long_side=section.long_side,
@@ -207,32 +249,38 @@ def prepare(
                 on_start=lambda total: show.begin(total=total),
                 advance=show.advance,
             )
+    except KeyboardInterrupt:
+        raise Interrupted(root, signal.SIGINT, "stopped by Ctrl-C, what was read is kept") from None
     except FaultsFound as found:
-        _report(found.faults, dataset=dataset, root=root, made=None, where=json_report)
+        if json_report != "-":
+            _show(found.faults, dataset=dataset)
+        if json_report is not None:
+            _write_report(found.faults, dataset=dataset, root=root, made=None, where=json_report)
         raise
     generated = section.source == "synthetic"  # generated data are never of the official number and size
     faults = [fault for fault in made.faults if not (generated and fault.kind in ("count", "image-size"))]
-    _report(faults, dataset=dataset, root=root, made=made, where=json_report)
+    if json_report is not None:
+        _write_report(faults, dataset=dataset, root=root, made=made, where=json_report)
     if tracker is not None:
         tracker.close(summary={f"items_{split}": count for split, count in made.counts.items()})
-    if json_report == "-":
-        return
+    if json_report != "-":
+        _show(faults, dataset=dataset)
     lines = [
         ("items", ", ".join(f"{split} {count}" for split, count in made.counts.items())),
         ("classes", str(made.classes)),
         *(("found", note) for note in made.notes),
     ]
+    if made.folder is not None and paths is not None:
+        written = card.write_for(made, root=root, reports=paths.reports, faults=faults)
+        lines.append(("data card", str(written)))
+    if json_report == "-":
+        return
     if made.folder is None:
         screen.panel(f"checked {dataset}: no errors", lines, next_command=None)
         return
-    lines.append(("store", f"{made.folder} ({made.bytes / 2**20:.1f} MiB)"))
-    if paths is not None:
-        written = card.write_for(made, root=root, reports=paths.reports, faults=faults)
-        lines.append(("data card", str(written)))
-    look = f"mmseg inspect {os.path.relpath(made.folder)}"
-    screen.panel(
-        f"prepared {dataset}", lines, next_command=look if preset is None else with_preset(preset, "mmseg ablate")
-    )
+    instead = ", in place of the store that was there" if replaced else ""
+    lines.append(("store", f"{made.folder} ({made.bytes / 2**20:.1f} MiB){instead}"))
+    screen.panel(f"prepared {dataset}", lines, next_command=f"mmseg inspect {os.path.relpath(made.folder)}")
 
 
 def inspect(

@@ -13,6 +13,7 @@ from typing import Literal
 from mmseg_cli.errors import MmsegError
 
 KINDS = (
+    "absent-class",  # a class that train never shows
     "archive",  # an archive that is damaged, or holds what no dataset holds
     "config",  # a file that describes the dataset is missing or wrong
     "count",  # not the official number of images

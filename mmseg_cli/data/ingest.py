@@ -52,7 +52,7 @@ class Ingested:
     Attributes:
         faults: what is wrong with it.
         extra: what the comparison of all items needs: `image` (SHA-256 of its bytes), `look` (perceptual hash),
-            `source` (height, width); empty where the image cannot be read.
+            `source` (height, width), `classes` (train ids in its label); empty where the image cannot be read.
         record: the arguments of `SplitWriter.append`; None where something is wrong, or nothing was to be encoded.
     """
 
@@ -130,11 +130,15 @@ def ingest(item: Item, listing: Listing, limits: Limits) -> Ingested:
     content, image = read_image
     source = (image.height, image.width)
     digest = hashlib.sha256(content)
-    made.extra = {"image": digest.hexdigest(), "look": leaks.look(image), "source": source}
+    made.extra = {"image": digest.hexdigest(), "look": leaks.look(image), "source": source, "classes": []}
     if item.label is not None and read_label is not None:
         other = verify.same_size(item.image, source, item.label, (read_label[1].shape[0], read_label[1].shape[1]))
         made.faults += [other] if other else []
-    if faults.errors(made.faults) or not limits.encode:
+    if faults.errors(made.faults):
+        return made
+    if not limits.encode:
+        if read_label is not None:
+            made.extra["classes"] = np.flatnonzero(np.bincount(read_label[1].ravel())).tolist()
         return made
     size = _limited(source, limits)
     if read_label is None:
@@ -148,6 +152,7 @@ def ingest(item: Item, listing: Listing, limits: Limits) -> Ingested:
             label_HW = np.asarray(Image.fromarray(label_HW).resize((size[1], size[0]), Image.Resampling.NEAREST))
         pixels, centroids = label_summary(label_HW)
         label, label_size = pack(label_HW), (label_HW.shape[0], label_HW.shape[1])
+    made.extra["classes"] = np.flatnonzero(pixels).tolist()
     made.record = {
         "name": item.name,
         "sha256": digest.digest(),

@@ -21,6 +21,7 @@ from typing import Any
 from mmseg_cli import runtime
 from mmseg_cli.data import faults, ingest, leaks, store
 from mmseg_cli.data.faults import Fault, FaultsFound
+from mmseg_cli.data.labels import IGNORE
 from mmseg_cli.data.records.writer import SplitWriter
 from mmseg_cli.data.sources import ade20k, camvid, cityscapes, folder, imagenet, mapillary, synthetic
 from mmseg_cli.data.sources.listing import Item, Listing
@@ -77,8 +78,12 @@ def find_root(dataset: str, root: Path | None, *, layout: str | None = None) -> 
     where = str(root) if root is not None else os.environ.get(root_variable(dataset))
     if not where:
         raise MmsegError(dataset, "no root is known", f"give --root FOLDER or set {root_variable(dataset)}")
-    path = Path(where).expanduser()
-    if not path.exists():
+    try:
+        path = Path(where).expanduser()
+        exists = path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise MmsegError(where[:200], f"cannot be looked at ({error})", f"give the root of {layout}") from error
+    if not exists:
         raise MmsegError(path, "there is no such folder", f"give the root of {layout} as it was extracted")
     if not SOURCES[layout].looks_like(path):
         others = [name for name, module in SOURCES.items() if name != layout and module.looks_like(path)]
@@ -107,17 +112,31 @@ def generated_root(dataset: str, *, raw: Callable[[str], Path], settings: dict[s
 
 @dataclass
 class _Seen:
-    """What is known of the items so far; files in `reused` stand in two splits because the user wants them there."""
+    """What is known of the items so far.
+
+    Attributes:
+        failed: whether there is an error among the faults.
+        reused: files that stand in two splits because the user wants them there.
+        present: the classes that occur in each split.
+    """
 
     faults: list[Fault]
     reused: frozenset[str]
+    failed: bool
     prints: list[leaks.Print] = field(default_factory=list)
     sizes: dict[str, Counter[tuple[int, int]]] = field(default_factory=dict)
+    present: dict[str, set[int]] = field(default_factory=dict)
+
+    def blame(self, found: list[Fault]) -> None:
+        """More faults."""
+        self.faults += found
+        self.failed = self.failed or bool(faults.errors(found))
 
     def add(self, split: str, item: Item, extra: dict[str, Any]) -> None:
         """One item whose image could be read."""
         height, width = extra["source"]
         self.sizes.setdefault(split, Counter())[height, width] += 1
+        self.present.setdefault(split, set()).update(extra["classes"])
         if split != "train" and item.image.where in self.reused:
             return
         image = bytes.fromhex(extra["image"])
@@ -155,14 +174,14 @@ def _ingest_split(
         writer.keep(done)
 
     def make_one(item: Item) -> ingest.Ingested:
-        return make(item, writer is not None and not faults.errors(seen.faults))
+        return make(item, writer is not None and not seen.failed)
 
     rest = items[done:]
     for item, made in zip(rest, ingest.in_order(make_one, rest, threads=threads), strict=True):
-        seen.faults += made.faults
+        seen.blame(made.faults)
         if made.extra:
             seen.add(split, item, made.extra)
-        if writer is not None and not faults.errors(seen.faults):
+        if writer is not None and not seen.failed:
             assert made.record is not None
             writer.append(**made.record)
         runtime.failpoint("prepare:item")
@@ -181,8 +200,7 @@ def _ingest_all(
 ) -> None:
     """Ingest every split in turn, into the folder `staged` where it is given."""
     for split, items in listing.splits.items():
-        write = staged is not None and not faults.errors(seen.faults)
-        writer = SplitWriter(staged, split) if staged is not None and write else None
+        writer = SplitWriter(staged, split) if staged is not None and not seen.failed else None
 
         def make(item: Item, encode: bool, shrink: bool = split == "train") -> ingest.Ingested:
             limits = ingest.Limits(long_side=long_side, short_side=short_side, shrink_labels=shrink, encode=encode)
@@ -191,7 +209,7 @@ def _ingest_all(
         _ingest_split(split, items, writer, seen, make=make, threads=threads, advance=advance)
         if writer is None:
             continue
-        if faults.errors(seen.faults):
+        if seen.failed:
             writer.stop()
         else:
             writer.close(classes=len(listing.space.classes))
@@ -211,46 +229,96 @@ def _size_warnings(root: Path, sizes: dict[str, Counter[tuple[int, int]]], expec
     return found
 
 
+def _absent_classes(root: Path, listing: Listing, present: set[int]) -> list[Fault]:
+    """A warning for classes that train never shows; of a dataset that a person described, not of an official one."""
+    absent = [name for index, name in enumerate(listing.space.classes) if index not in present]
+    if not absent or listing.dataset != "folder":
+        return []
+    more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+    what = f"train never shows {', '.join(absent[:5])}{more}"
+    todo = "check the ids and colours in classes.yaml"
+    if IGNORE in present:
+        todo += "; 255 in an index mask is always ignored"
+    return [Fault("absent-class", str(root), what, todo, "warning")]
+
+
 # --------------------------------------------------------------------------------------------------------- the store
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn the system's refusal of a write inside the block into the user's error."""
+    try:
+        yield
+    except OSError as error:
+        raise refusal(path, error) from error
 
 
 @contextmanager
 def _staging(out: Path, key: str) -> Iterator[Path]:
     """The folder beside `out` where its records collect; what an interrupted command with this `key` left is there.
 
-    A store that was moved aside by a command that was killed between two renames is put back first.
+    What a command that was killed while it published had moved aside, the older store or the journals, is put back.
     """
     partial = out.with_name(f".{out.name}.partial")
     require_writable(out.parent)
-    try:
-        with runtime.only_one(partial):
+    with runtime.only_one(partial):
+        staged, journals = partial / key, partial / f"{key}-journals"
+        with _writing(partial):
             old = partial / "old"
             if old.exists() and not out.exists():
                 old.replace(out)
             for path in partial.iterdir():
-                if path.is_dir() and path.name != key:
+                if path.is_dir() and path not in (staged, journals):
                     shutil.rmtree(path)
-            (partial / key).mkdir(exist_ok=True)
-            yield partial / key
-            if not any((partial / key).glob("*.records")):
-                shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        raise refusal(partial, error) from error
+            staged.mkdir(exist_ok=True)
+            for journal in journals.iterdir() if journals.is_dir() else []:
+                journal.replace(staged / journal.name)
+        yield staged
+        if not any(staged.glob("*.records")):
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _publish(staged: Path, out: Path) -> None:
     """Let the staged store take the place of `out`, and remove what is left of the staging."""
     partial = staged.parent
     runtime.failpoint("prepare:before_rename")
-    for journal in staged.glob("*.journal"):
-        journal.unlink()
-    if out.exists():
-        out.replace(partial / "old")
-    runtime.failpoint("prepare:between_renames")
-    staged.replace(out)
-    fsync_folder(out.parent)
+    with _writing(out):
+        journals = partial / f"{staged.name}-journals"
+        journals.mkdir(exist_ok=True)
+        for journal in staged.glob("*.journal"):
+            journal.replace(journals / journal.name)
+        if out.exists():
+            out.replace(partial / "old")
+        runtime.failpoint("prepare:between_renames")
+        staged.replace(out)
+        fsync_folder(out.parent)
     runtime.failpoint("prepare:after_rename")
     shutil.rmtree(partial, ignore_errors=True)
+
+
+def require_place(out: Path, root: Path) -> None:
+    """Raise MmsegError unless a store may be written to `out`: apart from the dataset, and over nothing but a store."""
+    place, data = out.resolve(), root.resolve()
+    if place == data or data in place.parents:
+        raise MmsegError(out, "lies inside the dataset, which is never written to", "give another place with --out")
+    if place in data.parents:
+        raise MmsegError(out, f"holds the dataset {root}, which a store would replace", "give another place with --out")
+    if not place.exists():
+        return
+    names = [path.name for path in place.iterdir()] if place.is_dir() else [place.name]
+    ours = [name for name in names if name == store.MANIFEST or name.endswith((".records", ".index.npz"))]
+    if len(ours) < len(names) or (names and store.MANIFEST not in names):
+        other = sorted(set(names) - set(ours))[:1] or names
+        raise MmsegError(out, f"is no store, it holds {other[0]}", "move it away, or give another place with --out")
+
+
+def _key(dataset: str, listing: Listing, parameters: dict[str, Any]) -> str:
+    """What decides the records: staged ones of another key are not gone on with."""
+    table = None if listing.table is None else listing.table.tolist()
+    colours = sorted((listing.colours or {}).items())
+    meaning = [listing.task, listing.space.as_json(), table, colours, list(listing.label_modes)]
+    return fingerprint([store.FORMAT, version("mmseg-cli"), dataset, parameters, meaning])[:16]
 
 
 def _manifest(dataset: str, listing: Listing, folder: Path, *, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -315,13 +383,14 @@ def prepare(
     """
     for name in options:
         if name not in SOURCES[dataset].OPTIONS:
-            raise MmsegError(name, f"is no parameter of {dataset}", "remove it from the dataset's section")
+            raise MmsegError(name, f"is no option of {dataset}", "leave it out")
     listing: Listing = SOURCES[dataset].scan(root, **options)
-    inside = out.resolve()
-    if inside == root.resolve() or root.resolve() in inside.parents:
-        raise MmsegError(out, "lies inside the dataset, which is never written to", "choose another folder")
+    if not check_only:
+        require_place(out, root)
+        out = out.resolve()  # where `out` is a link, what it leads to is replaced
     on_start(sum(len(items) for items in listing.splits.values()))
-    seen = _Seen(faults.allow(listing.faults, allow), _reused(listing))
+    listed = faults.allow(listing.faults, allow)
+    seen = _Seen(listed, _reused(listing), failed=bool(faults.errors(listed)))
 
     def ingest_all(staged: Path | None) -> list[Fault]:
         _ingest_all(
@@ -335,17 +404,17 @@ def prepare(
         )
         compared = leaks.find(seen.prints, task=listing.task)
         sizes = _size_warnings(root, seen.sizes, listing.expected_size) if listing.expected_size else []
-        return [*seen.faults, *faults.allow(compared, allow), *sizes]
+        absent = _absent_classes(root, listing, seen.present.get("train", set()))
+        return [*seen.faults, *faults.allow(compared, allow), *sizes, *absent]
 
     written = 0
     if check_only:
         found = ingest_all(None)
     else:
-        key = fingerprint([store.FORMAT, version("mmseg-cli"), dataset, parameters, listing.space.as_json()])[:16]
-        with _staging(out, key) as staged:
+        with _staging(out, _key(dataset, listing, parameters)) as staged:
             found = ingest_all(staged)
             if not faults.errors(found):
-                write_json(staged / "manifest.json", _manifest(dataset, listing, staged, parameters=parameters))
+                write_json(staged / store.MANIFEST, _manifest(dataset, listing, staged, parameters=parameters))
                 written = sum(path.stat().st_size for path in staged.iterdir() if path.suffix != ".journal")
                 _publish(staged, out)
     if faults.errors(found):

@@ -67,7 +67,7 @@ def draw(*, seed: int, step: int, position: int, batch: int, items: int) -> Draw
     """
     epoch, place = divmod(step * batch + position, items)
     stream = _generator(seed, _DRAW, step, position)
-    # One number after the other: a new one goes to the end, so that it leaves those before it as they were.
+    # A new number is drawn last, behind the key, so that it leaves all before it as they were.
     numbers = stream.random(14).tolist()
     scale, aspect, top, left, flip = numbers[:5]
     return Draw(

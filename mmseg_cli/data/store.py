@@ -40,6 +40,7 @@ from mmseg_cli.files import read_json
 
 __all__ = ["FORMAT", "Region", "Split", "SplitWriter", "Store", "label_summary", "open_store", "pack"]
 
+MANIFEST = "manifest.json"
 FORMAT = 2
 PREPARE = "run `mmseg prepare` for this dataset again"
 
@@ -248,10 +249,13 @@ def open_store(folder: Path, *, parameters: dict[str, Any] | None = None) -> Sto
     Raises:
         MmsegError: there is no store, it has another format, or it was made by other parameters.
     """
-    manifest = read_json(folder / "manifest.json", todo=PREPARE)
+    manifest = read_json(folder / MANIFEST, todo=PREPARE)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise MmsegError(folder / "manifest.json", "was written by another version of mmseg", PREPARE)
+        raise MmsegError(folder / MANIFEST, "was written by another version of mmseg", PREPARE)
+    if missing := [key for key in ("task", "parameters", "label_space", "splits") if key not in manifest]:
+        raise MmsegError(folder / MANIFEST, f"lacks {', '.join(missing)}", PREPARE)
     if parameters is not None and manifest["parameters"] != parameters:
-        keys = sorted(key for key in parameters if manifest["parameters"].get(key) != parameters[key])
+        before = manifest["parameters"]
+        keys = sorted(key for key in {*parameters, *before} if before.get(key) != parameters.get(key))
         raise MmsegError(folder, f"was made by other parameters ({', '.join(keys)} differ)", PREPARE)
     return Store(folder=folder, manifest=manifest)

@@ -268,7 +268,7 @@ def _same_but_case(files: Iterable[File]) -> list[Fault]:
         here = list(beside.get(folder, {}).items())
         for name, where in here + [(file.name, file.where) for file in inside.get(folder, [])]:
             base = name.rpartition("/")[2]
-            other = seen.setdefault(base.casefold(), base)
+            other = seen.setdefault(base.lower(), base)  # casefold() would take straße for strasse
             if other != base:
                 faults.append(
                     Fault("duplicate-case", where, f"differs from {other} by case only", "rename one of them")

@@ -135,6 +135,31 @@ def truncated_png(case):
     return (*PREPARE, root), f"{root / IMAGE}: is cut short in the chunk IDAT at byte 33: "
 
 
+def report_over_the_dataset(case):
+    root = case.copy("cityscapes")
+    return ("prepare", "cityscapes", "--root", root, "--check-only", "--json", root / IMAGE), "--json: "
+
+
+def report_in_a_place_that_is_taken(case):
+    command = ("prepare", "cityscapes", "--root", case.raw["cityscapes"], "--json", "params.yaml/x.json")
+    return command, "choose another place"
+
+
+def a_target_without_its_map(case):
+    command = ("prepare", "mapillary", "--root", case.raw["mapillary"], "--target", "cityscapes-19")
+    return command, "needs a label_map: conservative, by-name or mseg"
+
+
+def a_root_of_nobody(case):
+    return ("prepare", "cityscapes", "--root", "~nobody-of-that-name/x"), "cannot be looked at"
+
+
+def a_store_over_something_else(case):
+    Path("data/cityscapes").mkdir(parents=True)
+    Path("data/cityscapes/notes.txt").write_text("mine")
+    return ("prepare", "cityscapes", "--root", case.raw["cityscapes"]), "is no store, it holds notes.txt"
+
+
 def empty_split(case):
     root = case.copy("cityscapes")
     shutil.rmtree(root / "leftImg8bit" / "val")

@@ -309,7 +309,7 @@ def test_val_may_be_trained_on_where_it_is_asked_for(raw, tmp_path):
 
 
 def test_an_option_of_another_layout_is_refused(raw, tmp_path):
-    with pytest.raises(MmsegError, match="target: is no parameter of camvid: "):
+    with pytest.raises(MmsegError, match="target: is no option of camvid: "):
         run("camvid", raw["camvid"], tmp_path / "store", options={"target": "vistas-65"})
 
 
@@ -427,6 +427,40 @@ def test_a_killed_command_loses_no_older_store(streets, raw, tmp_path, point):
     assert trees.contents(out) == before
 
 
+def test_a_killed_publishing_reads_nothing_again(streets, tmp_path):
+    assert prepare_process(streets, tmp_path, MMSEG_FAILPOINT="prepare:between_renames").wait(timeout=60) < 0
+    again = {"MMSEG_FAILPOINT": "prepare:item:1"}  # would kill at the first item that is read
+    assert prepare_process(streets, tmp_path, **again).wait(timeout=60) == 0
+
+
+def test_records_of_another_meaning_are_not_gone_on_with(raw_copy, tmp_path):
+    """A fault, then a changed classes.yaml, then the same command: no label of before may stay."""
+    root = raw_copy("folder")
+    path = root / "masks" / "val" / "val1.png"
+    good = path.read_bytes()
+    path.write_bytes(good[:-20])
+    refused("folder", root, tmp_path / "store")
+    path.write_bytes(good)
+    file = root / "classes.yaml"
+    classes = json.loads(file.read_text())
+    file.write_text(
+        json.dumps({**classes, "ignore": [9, 3], "classes": [one for one in classes["classes"] if one["id"] != 3]})
+    )
+    run("folder", root, tmp_path / "store")
+    run("folder", root, tmp_path / "whole")
+    assert trees.contents(tmp_path / "store") == trees.contents(tmp_path / "whole")
+
+
+def test_a_class_that_train_never_shows_is_said(raw_copy, tmp_path):
+    root = raw_copy("folder")
+    classes = json.loads((root / "classes.yaml").read_text())
+    classes["classes"].append({"name": "unicorn", "id": 200})
+    (root / "classes.yaml").write_text(json.dumps(classes))
+    for check_only in (True, False):
+        made = run("folder", root, tmp_path / "store", check_only=check_only)
+        assert [fault.what for fault in made.faults if fault.kind == "absent-class"] == ["train never shows unicorn"]
+
+
 def test_two_commands_do_not_write_one_store(raw, tmp_path):
     with runtime.only_one(tmp_path / ".store.partial"), pytest.raises(MmsegError, match="is already at work"):
         run("camvid", raw["camvid"], tmp_path / "store")
@@ -460,6 +494,33 @@ def test_nothing_is_written_into_the_dataset(raw_copy, inside):
     before = trees.snapshot(root)
     assert "lies inside the dataset" in refused("cityscapes", root, root / inside)
     assert trees.snapshot(root) == before
+
+
+@pytest.mark.parametrize("where", ["above", "folder", "file", "raw data"])
+def test_only_a_store_is_replaced(raw_copy, tmp_path, where):
+    root = raw_copy("camvid")
+    out = tmp_path / "out"
+    if where == "above":
+        out.mkdir()
+        root = Path(shutil.move(root, out / "raw"))
+    elif where == "folder":
+        out.mkdir()
+        (out / "thesis.txt").write_text("years of work")
+    elif where == "file":
+        out.write_text("years of work")
+    else:
+        shutil.copytree(root, out)
+    before = trees.contents(tmp_path)
+    assert "with --out" in refused("camvid", root, out)
+    assert trees.contents(tmp_path) == before
+
+
+def test_a_link_to_a_larger_disk_stays_a_link(raw, tmp_path):
+    (tmp_path / "large").mkdir()
+    (tmp_path / "store").symlink_to("large")
+    run("camvid", raw["camvid"], tmp_path / "store")
+    assert (tmp_path / "store").is_symlink()
+    assert len(open_store(tmp_path / "store").split("train")) == 3
 
 
 def test_real_photographs_are_stored_whole(camvid_root, tmp_path):

@@ -6,6 +6,7 @@ no dataset holds (a path that escapes, a link, a device, a bomb, a second one of
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from mmseg_cli.data.faults import Fault
 from mmseg_cli.errors import MmsegError
 
 MAX_MEMBERS = 4_000_000  # ImageNet with its annotations has two million
-MAX_MEMBER_BYTES = 1 << 30  # of one file, uncompressed
+MAX_MEMBER_BYTES = 320 << 20  # of one file that is read whole, uncompressed: 89 megapixels are 268 MB
 MAX_RATIO = 200  # of uncompressed to compressed bytes; images hardly shrink
 FREE_MEMBER_BYTES = 1 << 26  # up to here a member may have any ratio: JSON and plain colours shrink a lot
 FREE_TOTAL_BYTES = 1 << 30  # the same for all members together
@@ -31,12 +32,11 @@ def take(descriptor: int, offset: int, size: int) -> bytes:
     content = os.pread(descriptor, min(size, CHUNK), offset)
     if len(content) == size or not content:
         return content
-    parts = [content]
-    done = len(content)
+    buffer = io.BytesIO()  # its value is its buffer and no copy of it
+    done = buffer.write(content)
     while done < size and (part := os.pread(descriptor, min(size - done, CHUNK), offset + done)):
-        parts.append(part)
-        done += len(part)
-    return b"".join(parts)
+        done += buffer.write(part)
+    return buffer.getvalue()
 
 
 @contextmanager

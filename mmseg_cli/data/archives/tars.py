@@ -18,6 +18,7 @@ from mmseg_cli.data.faults import Fault
 from mmseg_cli.errors import MmsegError
 
 MAX_TGZ_BYTES = 1 << 26  # of a compressed tar, uncompressed: it is held in memory
+MAX_GZIP_MEMBERS = 1000  # of one compressed tar: empty ones cost time and give nothing
 MAX_EXTENDED_BYTES = 1 << 16  # of a long name or of a pax header
 MAX_PADDING = 1 << 24  # zeros behind the end mark: writers fill a block of up to some megabytes
 
@@ -112,8 +113,11 @@ def _unzipped(path: str, stamp: int) -> bytes:
     """All of a gzip file; `stamp` tells the cache that it changed."""
     parts: list[bytes] = []
     room = MAX_TGZ_BYTES + 1
-    inflater = zlib.decompressobj(31)
+    inflater, count = zlib.decompressobj(31), 1
     with open(path, "rb") as file:  # noqa: PTH123
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_TGZ_BYTES:
+            raise _Damaged(f"has {size} bytes, more than {MAX_TGZ_BYTES}, too much for a compressed tar: unpack it")
         magic = file.read(2)
         if magic != b"\x1f\x8b":
             raise _Damaged(f"is not a .tar.gz archive (it starts with {magic!r})")
@@ -124,7 +128,9 @@ def _unzipped(path: str, stamp: int) -> bytes:
                     if not packed.strip(b"\0"):
                         packed = b""
                         continue
-                    inflater = zlib.decompressobj(31)
+                    inflater, count = zlib.decompressobj(31), count + 1
+                    if count > MAX_GZIP_MEMBERS:
+                        raise _Damaged(f"is made of more than {MAX_GZIP_MEMBERS} gzip files: unpack it")
                 parts.append(inflater.decompress(packed, min(room, CHUNK)))
                 room -= len(parts[-1])
                 if not room:

@@ -7,6 +7,7 @@ each member, shares one file position between threads and forked processes, and 
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import struct
@@ -104,7 +105,7 @@ def read_zip(file: File) -> bytes:
 def _inflate(descriptor: int, file: File, start: int) -> bytes:
     """Decompress, but never more than one byte above the announced size."""
     inflater = zlib.decompressobj(-15)
-    parts: list[bytes] = []
+    buffer = io.BytesIO()  # its value is its buffer and no copy of it
     room = file.size + 1
     done = 0
     try:
@@ -115,14 +116,13 @@ def _inflate(descriptor: int, file: File, start: int) -> bytes:
             done += len(packed)
             while room and packed and not inflater.eof:
                 # Step by step, because the output buffer would take the announced size at once.
-                parts.append(inflater.decompress(packed, min(room, CHUNK)))
-                room -= len(parts[-1])
+                room -= buffer.write(inflater.decompress(packed, min(room, CHUNK)))
                 packed = inflater.unconsumed_tail
     except zlib.error as error:
         raise MmsegError(file.where, f"is damaged ({error})", TODO_COPY) from error
     if not inflater.eof and room:
         raise MmsegError(file.where, "is damaged (its compressed bytes are cut short)", TODO_COPY)
-    return b"".join(parts)
+    return buffer.getvalue()
 
 
 def _directory(descriptor: int, size: int) -> tuple[int, int, int]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mmseg_cli.data.labels import camvid_11
-from mmseg_cli.data.sources.listing import Item, Listing, count_warnings, empty_splits, pair
+from mmseg_cli.data.sources.listing import Item, Listing, count_warnings, empty_splits, hidden_test, pair
 from mmseg_cli.data.sources.roots import open_below, subfolders, top_of, tops_in_archive
 
 OPTIONS: tuple[str, ...] = ()
@@ -42,6 +42,9 @@ def scan(root: Path) -> Listing:
         images = tree.under(f"{prefix}{split}", (".png", ".jpg", ".jpeg"))
         labels = tree.under(f"{prefix}{split}annot", (".png",))
         if split == "test" and not images and not labels:
+            continue
+        if split == "test" and not labels:
+            faults.append(hidden_test(f"{tree.root}/{prefix}{split}", len(images), "labels"))
             continue
         items, found = pair(images, labels)
         splits[split] = [_placed(item) for item in items]

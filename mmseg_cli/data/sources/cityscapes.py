@@ -16,6 +16,7 @@ from pathlib import Path
 from mmseg_cli.data.faults import Fault
 from mmseg_cli.data.labels import cityscapes_19
 from mmseg_cli.data.sources.listing import Item, Listing, count_warnings, empty_splits, pair
+from mmseg_cli.data.sources.roots import subfolders
 from mmseg_cli.data.tree import File, Tree, open_tree
 from mmseg_cli.errors import MmsegError
 
@@ -53,6 +54,22 @@ def looks_like(root: Path) -> bool:
     return _holds(root, IMAGES) and (_holds(root, "gtFine") or _holds(root, "gtCoarse"))
 
 
+def _extracted(root: Path, top: str, split: str) -> bool:
+    return bool(subfolders(root / top / split))
+
+
+def _needed(root: Path, top: str, splits: set[str], coarse: set[str]) -> list[str]:
+    """The official zips of a top folder that hold a split which is asked for and not extracted."""
+    if top == "gtCoarse":
+        fine_val = _extracted(root, "gtFine", "val") or any((root / name).is_file() for name in ARCHIVES["gtFine"])
+        splits = coarse if fine_val else coarse | {"val"}
+    elif top == "gtFine":
+        splits = splits - coarse
+    wanted = {split for split in splits if not _extracted(root, top, split)}
+    extra = {"train_extra"} if top == IMAGES else set()
+    return [name for name in ARCHIVES[top] if (wanted & extra if name == EXTRA_ARCHIVE else wanted - extra)]
+
+
 def scan(root: Path, *, annotations: str | None = None, train_from: Sequence[str] | None = None) -> Listing:
     """List train and val. Test is left out: its public labels are dummies.
 
@@ -74,7 +91,7 @@ def scan(root: Path, *, annotations: str | None = None, train_from: Sequence[str
 
     # What is not asked for is not opened: a half downloaded zip of it is no fault.
     tops = (IMAGES, "gtFine", "gtCoarse") if coarse or not _holds(root, "gtFine") else (IMAGES, "gtFine")
-    archives = [name for top in tops for name in ARCHIVES[top] if name != EXTRA_ARCHIVE or "train_extra" in sources]
+    archives = [name for top in tops for name in _needed(root, top, {*sources, "val"}, coarse)]
     tree = open_tree(root, folders=tops, archives=archives)
     notes = list(tree.notes)
     if not tree.has("gtFine/val") and tree.has("gtCoarse/val"):
@@ -89,8 +106,14 @@ def scan(root: Path, *, annotations: str | None = None, train_from: Sequence[str
         notes.append("val is a part of train: a figure on val says nothing about images never seen")
 
     faults = list(tree.faults)
+    absent = annotations == "coarse" and not _holds(root, "gtCoarse")
+    if absent:
+        what = f"missing, and coarse annotations are asked for (of {', '.join(sources)}; train_extra is the default)"
+        todo = f"put {ARCHIVES['gtCoarse'][0]} there, or take fine annotations"
+        faults.append(Fault("missing-partner", f"{tree.root.rstrip('/')}/gtCoarse", what, todo))
     for split in (split for split in OFFICIAL_COUNTS if split in found):
-        faults += found[split].faults
+        named = ("empty-split", "missing-partner") if absent and split in coarse else ()
+        faults += [fault for fault in found[split].faults if fault.kind not in named]
     faults += _shared_frames({split: found[split].items for split in OFFICIAL_COUNTS if split in found})
     splits = {"train": [item for split in sources for item in found[split].items], "val": found["val"].items}
     left_out = sum(len(found[split].left_out) for split in sources)

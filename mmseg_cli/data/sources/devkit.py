@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 from mmseg_cli.data.tree import File, read
@@ -12,6 +13,8 @@ NAME = "ILSVRC2012_devkit_t12"
 GROUND_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"  # an id a line, in the order of the images' numbers
 META = "data/meta.mat"  # the id and the WordNet id of each class, and of the groups above them
 LEAVES = 1000  # ids up to this are classes, those above it are groups of classes
+MAX_META_BYTES = 1 << 22  # the kit's has about one megabyte
+MAX_SYNSETS = 100_000  # WordNet has about that many nouns; the kit lists 1860
 TODO = "copy it from the development kit again"
 
 
@@ -40,9 +43,16 @@ def _wnids(meta: File) -> dict[int, str]:
     """The WordNet id of each leaf's id."""
     import scipy.io
 
+    if meta.size > MAX_META_BYTES:
+        raise MmsegError(meta.where, f"not the kit's list of classes ({meta.size} bytes)", TODO)
     content = read(meta)
     try:
-        synsets: Any = scipy.io.loadmat(io.BytesIO(content), squeeze_me=True, struct_as_record=True)["synsets"]
+        shapes = {name: shape for name, shape, _ in scipy.io.whosmat(io.BytesIO(content))}
+        if math.prod(shapes["synsets"]) > MAX_SYNSETS:
+            raise ValueError("too many classes")
+        synsets: Any = scipy.io.loadmat(
+            io.BytesIO(content), squeeze_me=True, struct_as_record=True, variable_names=["synsets"]
+        )["synsets"]
         ids, names = synsets["ILSVRC2012_ID"].reshape(-1), synsets["WNID"].reshape(-1)
         wnids = {int(number): str(name) for number, name in zip(ids, names, strict=True) if int(number) <= LEAVES}
     except MemoryError:

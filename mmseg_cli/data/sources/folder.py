@@ -13,7 +13,7 @@ from mmseg_cli.data.archives.file import shown
 from mmseg_cli.data.faults import Fault
 from mmseg_cli.data.labels import IGNORE, lookup_table, own_classes
 from mmseg_cli.data.sources.classes_file import FILE, Classes, Colour, read_classes
-from mmseg_cli.data.sources.listing import Item, Listing
+from mmseg_cli.data.sources.listing import Item, Listing, hidden_test
 from mmseg_cli.data.sources.roots import IMAGE_SUFFIXES, subfolders
 from mmseg_cli.data.tree import File, Tree, open_tree, read
 from mmseg_cli.errors import MmsegError
@@ -71,6 +71,11 @@ def scan(root: Path) -> Listing:
         if not tree.under(folder, IMAGE_SUFFIXES):
             found = ", ".join(subfolders(root)) or "no folders"
             raise MmsegError(root / folder, f"holds no images (the root holds {found})", f"put the {folder} there")
+    suffix = classes.mask_suffix
+    masks = tree.under("masks", IMAGE_SUFFIXES)
+    if not any(file.stem.endswith(suffix) for file in masks):
+        what = f"no mask's name ends in mask_suffix {shown(suffix)!r} (masks/ holds {masks[0].base})"
+        raise MmsegError(root / FILE, what, "set mask_suffix to what a mask's name has behind its image's")
     notes = [*tree.notes, f"masks hold {'ids' if classes.masks == 'index' else 'colours'}"]
     if classes.lists:
         splits, faults = _by_lists(tree, classes)
@@ -164,6 +169,9 @@ def _by_folders(tree: Tree, classes: Classes) -> tuple[dict[str, list[Item]], li
         masks, mask_twins = _by_key(tree, f"masks/{split}", suffix=classes.mask_suffix)
         if split == "test" and not images and not masks:
             continue
+        if split == "test" and not tree.under("masks/test", IMAGE_SUFFIXES):
+            faults += [*twins, hidden_test(f"{tree.root}/images/test", len(images), "masks")]
+            continue
         items, found = _pairs(images, masks, suffix=classes.mask_suffix)
         splits[split] = list(items.values())
         faults += [*twins, *mask_twins, *found]
@@ -192,6 +200,9 @@ def _by_shares(tree: Tree, classes: Classes) -> tuple[dict[str, list[Item]], lis
     for key, item in items.items():
         splits[_drawn(key, classes)].append(item)
     faults = [*twins, *mask_twins, *faults]
+    if {"train", "val"} <= set(tree.folders("images")):
+        what = f"images/ has the folders train and val, and {FILE} has a share"
+        faults.append(Fault("config", f"{tree.root}/{FILE}", what, "remove one of the two"))
     if not faults:
         todo = f"take another share or another seed in {FILE}, or list the images"
         faults = [_empty(tree, split, todo) for split, members in splits.items() if not members]

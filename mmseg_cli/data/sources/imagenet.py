@@ -6,7 +6,9 @@ its labels come from the development kit. What is extracted wins over a tar, for
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +29,10 @@ OFFICIAL_COUNTS = {"train": 1281167, "val": 50000}
 OFFICIAL_CLASSES = 1000
 TARS = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
 KIT = f"{devkit.NAME}.tar.gz"
+SUFFIXES = (*IMAGE_SUFFIXES, ".jfif", ".jpe", ".gif", ".ppm", ".pgm")
+TEXT = (".txt", ".md", ".xml", ".json", ".csv")  # beside images, and no images
+CITYSCAPES = re.compile(r"(.+_)?(leftImg8bit|gtFine|gtCoarse)([_.].*)?\.(png|json|zip)")  # its folders look like ours
+NAMED = 5  # classes in one message
 WNID = re.compile(r"n[0-9]{8}")
 VALIDATION = re.compile(r"ILSVRC2012_val_([0-9]{8})\.[A-Za-z]+")
 COPY = "check that everything was copied"
@@ -40,19 +46,33 @@ class _Split:
     flat: list[File] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    missing: set[str] = field(default_factory=set)  # classes of the official tar that were not extracted
+    skipped: list[File] = field(default_factory=list)  # files of other suffixes
 
 
 def looks_like(root: Path) -> bool:
     """Whether `root`, a folder or an archive, holds the tars, or classes below `train` and no other annotations."""
     if any((root / name).is_file() for name in TARS.values()):
         return True
+    if CITYSCAPES.fullmatch(root.name):
+        return False
     top = top_of(root, "train")
     names = subfolders(top)
     if "train" in names:
+        if any(CITYSCAPES.fullmatch(name) for folder in subfolders(top / "train")[:1] for name in _names(top, folder)):
+            return False
         return "trainannot" not in names and bool(subfolders(top / "train") or any((top / "train").glob("n*.tar")))
     tops = tops_in_archive(root)
     below = [found for found in tops.values() if "train" in found and "trainannot" not in found]
     return ("trainannot" not in tops and bool(tops.get("train"))) or len(below) == 1
+
+
+def _names(top: Path, folder: str) -> list[str]:
+    """The names in a folder of train; never raises."""
+    try:
+        return os.listdir(top / "train" / folder)
+    except OSError:
+        return []
 
 
 def scan(root: Path) -> Listing:
@@ -77,11 +97,13 @@ def scan(root: Path) -> Listing:
     names = sorted(train.classes)
     space = folder_classes("imagenet", names)
     index = {name: position for position, name in enumerate(names)}
-    for name in sorted(val.classes.keys() - index.keys()) if names else []:
+    for name in sorted(val.classes.keys() - index.keys() - train.missing) if names else []:
         where = _place(tree, prefix, val.classes[name], f"val/{name}")
         faults.append(
             Fault("wrong-place", where, f"the class {name} is not in train", "remove it or add its training images")
         )
+    if val.classes:
+        faults += _without_val(tree, prefix, [name for name in names if name not in val.classes], len(names))
     splits = {
         split: [
             Item(_named(file, name, f"{prefix}{split}/"), file, target=index[name])
@@ -94,6 +116,26 @@ def scan(root: Path) -> Listing:
         faults += count_warnings(tree.root, splits, OFFICIAL_COUNTS)
     notes = [*tree.notes, *train.notes, *val.notes]
     return Listing("imagenet", "classification", space, None, splits, faults=faults, notes=notes)
+
+
+def _without_val(tree: Tree, prefix: str, lacking: list[str], classes: int) -> list[Fault]:
+    """A warning that classes of train have no image in val, which then says nothing about them."""
+    if not lacking:
+        return []
+    more = ", ..." if len(lacking) > NAMED else ""
+    what = f"{len(lacking)} of {classes} classes have no image in val: {', '.join(lacking[:NAMED])}{more}"
+    return [Fault("count", f"{tree.root}/{prefix}val", what, "check that nothing is missing", "warning")]
+
+
+def _left_out(where: str, skipped: Iterable[File]) -> list[Fault]:
+    """One warning for all the files of a split that are neither images nor text."""
+    suffixes = [f".{file.base.rpartition('.')[2].lower()}" if "." in file.base else "none" for file in skipped]
+    if not suffixes:
+        return []
+    kinds = sorted(set(suffixes))
+    shown = ", ".join(kinds[:NAMED]) + (", ..." if len(kinds) > NAMED else "")
+    what = f"{len(suffixes)} files with other suffixes ({shown}) are not read"
+    return [Fault("left-out", where, what, f"convert them if they are images ({', '.join(SUFFIXES)})", "warning")]
 
 
 def _named(file: File, name: str, folder: str) -> str:
@@ -137,8 +179,10 @@ def _found(tree: Tree, prefix: str, split: str) -> _Split:
         name, slash, _ = file.name[len(folder) + 1 :].partition("/")
         if not slash and _is_class_tar(file):
             tars.append(file)
-        elif not file.name.lower().endswith(IMAGE_SUFFIXES):
+        elif not file.name.lower().endswith(SUFFIXES):
             others.add(name if slash else "")
+            if not file.name.lower().endswith(TEXT) and (slash or "." in name):
+                found.skipped.append(file)
         elif not slash:
             found.flat.append(file)
         else:
@@ -150,16 +194,30 @@ def _found(tree: Tree, prefix: str, split: str) -> _Split:
             return _official_tar(official, split)
     elif tree.get(TARS[split]) is not None:
         found.notes.append(f"{TARS[split]} is left out, because {split}/ is extracted")
+        if split == "train":
+            _check_extracted(found, tree)
+    found.faults.extend(_left_out(f"{tree.root}/{folder}", found.skipped))
     known = {fault.where for fault in tree.faults}
     others |= set(subfolders(Path(tree.root) / split))  # a tree lists files only; a folder without any is seen on disk
     for name in sorted(others - found.classes.keys() - {""}):
-        where, todo = f"{tree.root}/{folder}/{name}", f"add images ({', '.join(IMAGE_SUFFIXES)}) or remove the folder"
+        where, todo = f"{tree.root}/{folder}/{name}", f"add images ({', '.join(SUFFIXES)}) or remove the folder"
         if where not in known:
             found.faults.append(Fault("empty-split", where, "this class has no images", todo))
     for name, images in found.classes.items():
         if WNID.fullmatch(name):
             found.faults.extend(_of_another_class(name, images))
     return found
+
+
+def _check_extracted(found: _Split, tree: Tree) -> None:
+    """A fault where train/ lacks classes of the official tar beside it, of which only headers are read."""
+    tar = tree.files[TARS["train"]]
+    classes = {file.stem for file in list_tar(tar.path)[0] if _is_class_tar(file)} if not tar.archive else set()
+    if missing := classes - found.classes.keys():
+        found.missing.update(missing)
+        what = f"holds {len(classes) - len(missing)} of the {len(classes)} classes of {TARS['train']}"
+        todo = "finish the extraction, or move train/ or the tar away"
+        found.faults.append(Fault("empty-split", f"{tree.root}/train", what, todo))
 
 
 def _of_another_class(name: str, images: list[File]) -> list[Fault]:
@@ -181,15 +239,17 @@ def _add_tars(found: _Split, tars: list[File]) -> None:
     for tar in sorted(tars, key=lambda file: file.stem):
         images, faults = list_tar(tar.path, offset=tar.offset, size=tar.size, prefix=f"{tar.stem}/")
         found.faults.extend(faults)
-        images = _images(images)
+        images = _images(images, found.skipped)
         if images:
             found.classes[tar.stem] = images
         elif not faults:
             found.faults.append(Fault("empty-split", tar.where, "this class has no images", COPY))
 
 
-def _images(files: list[File]) -> list[File]:
-    return sorted((file for file in files if file.base.lower().endswith(IMAGE_SUFFIXES)), key=lambda file: file.name)
+def _images(files: list[File], skipped: list[File]) -> list[File]:
+    """The images in the order of their names; what is neither an image nor text is added to `skipped`."""
+    skipped += [file for file in files if not file.base.lower().endswith((*SUFFIXES, *TEXT))]
+    return sorted((file for file in files if file.base.lower().endswith(SUFFIXES)), key=lambda file: file.name)
 
 
 def _official_tar(tar: File, split: str) -> _Split:
@@ -197,11 +257,12 @@ def _official_tar(tar: File, split: str) -> _Split:
     members, faults = list_tar(tar.path, offset=tar.offset, size=tar.size)
     found = _Split(faults=faults, notes=[f"read in place: {TARS[split]}"])
     if split == "val":
-        found.flat.extend(_images(members))
+        found.flat.extend(_images(members, found.skipped))
     else:
         _add_tars(found, [file for file in members if _is_class_tar(file)])
         for name, images in found.classes.items():
             found.faults.extend(_of_another_class(name, images))
+    found.faults.extend(_left_out(tar.where, found.skipped))
     if not (found.classes or found.flat or found.faults):
         found.faults.append(Fault("archive", tar.where, f"holds no images of {split}", COPY))
     return found

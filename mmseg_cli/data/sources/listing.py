@@ -63,25 +63,32 @@ def pair(
     """Join images and label files by the part of the name before `image_end` and `label_end` (or the suffix).
 
     Returns:
-        The items in the order of the images, and a fault for each image without label and label without image.
+        The items in the order of the images, and a fault for each image without label, label without image, and
+        second file of one name: the first is kept.
     """
 
-    def key(file: File, end: str) -> str:
-        return file.base.removesuffix(end) if end else file.stem
-
-    by_key = {key(file, label_end): file for file in labels}
     items: list[Item] = []
     faults: list[Fault] = []
-    for image in images:
-        name = key(image, image_end)
-        label = by_key.pop(name, None)
+
+    def by_key(files: Iterable[File], end: str) -> dict[str, File]:
+        found: dict[str, File] = {}
+        for file in files:
+            first = found.setdefault(file.base.removesuffix(end) if end else file.stem, file)
+            if first is not file:
+                what = f"has the name of {first.where}, so which of them belongs to it is unknown"
+                faults.append(Fault("wrong-place", file.where, what, "rename or remove one of the two"))
+        return found
+
+    left = by_key(labels, label_end)
+    for name, image in by_key(images, image_end).items():
+        label = left.pop(name, None)
         if label is None:
             faults.append(
                 Fault("missing-partner", image.where, "has no label file", "add the label or remove the image")
             )
         else:
             items.append(Item(name=name, image=image, label=label))
-    for label in by_key.values():
+    for label in left.values():
         faults.append(Fault("missing-partner", label.where, "has no image", "add the image or remove the label"))
     return items, faults
 
@@ -93,6 +100,12 @@ def empty_splits(root: str, splits: dict[str, list[Item]]) -> list[Fault]:
         for name, items in splits.items()
         if not items
     ]
+
+
+def hidden_test(where: str, images: int, labels: str) -> Fault:
+    """A warning that a test set without any labels is left out."""
+    todo = "nothing to do, unless you have them"
+    return Fault("left-out", where, f"{images} images of test have no {labels} and are left out", todo, "warning")
 
 
 def count_warnings(root: str, splits: dict[str, list[Item]], official: dict[str, int]) -> list[Fault]:
