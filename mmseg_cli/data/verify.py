@@ -20,6 +20,11 @@ from mmseg_cli.data.faults import Fault
 from mmseg_cli.data.labels import UNKNOWN
 from mmseg_cli.data.tree import File
 
+try:
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
+
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # no format that starts another program to be decoded
 IMAGE_MODES = (
     "L",
@@ -34,6 +39,7 @@ IMAGE_MODES = (
 )  # what converts to RGB without loss of range
 MAX_PIXELS = int(Image.MAX_IMAGE_PIXELS or 0)  # Pillow's own limit, 89 million: more is a decompression bomb
 TODO_COPY = "copy it from the archive again"
+NAMED_IDS = 8  # known ids that a message lists
 NAMED_VALUES = 5  # unknown values that a message spells out
 
 _MODES = {
@@ -48,6 +54,15 @@ _MODES = {
     "CMYK": "CMYK",
 }
 _PNG = b"\x89PNG\r\n\x1a\n"
+_ADAM7 = (  # first row and column of each pass of an interlaced PNG, and the steps to the next ones
+    (0, 0, 8, 8),
+    (0, 4, 8, 8),
+    (4, 0, 8, 4),
+    (0, 2, 4, 4),
+    (2, 0, 4, 2),
+    (0, 1, 2, 2),
+    (1, 0, 2, 1),
+)
 _INFLATED = 1 << 20  # bytes at once, so that a bomb costs no memory
 _JPEG = b"\xff\xd8"
 _JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # not a stuffed byte, not a restart
@@ -116,6 +131,9 @@ def check_label(file: File, content: bytes, listing: Labels) -> NDArray[np.uint8
         return [Fault("wrong-mode", file.where, "is a JPEG, which changes labels at every edge", "give a lossless PNG")]
     if listing.colours is not None:
         return _label_of_colours(file, image, listing.colours)
+    if (bits := _narrow_grey(content)) is not None:
+        what = f"is {bits}-bit grey, whose values readers stretch over 0 to 255"
+        return [Fault("wrong-mode", file.where, what, "save the label ids as 8-bit grey")]
     if listing.table is None:
         raise ValueError("a dataset without table and colours has no label files")
     return _label_of_ids(file, image, listing.table)
@@ -150,8 +168,12 @@ def _decode(file: File, content: bytes) -> Image.Image | Fault:
         if too_large is None:
             image.load()
             last_row_is_empty = image.crop((0, image.height - 1, image.width, image.height)).getbbox() is None
-            if content.startswith(_PNG) and last_row_is_empty and _png_is_short(content):
+            # The rows of an interlaced one lie in seven passes: what lacks there is not at the bottom.
+            suspect = content.startswith(_PNG) and (last_row_is_empty or content[28])
+            if suspect and _png_is_short(content):
                 return Fault("damaged", file.where, "is damaged: it holds fewer rows than its header says", TODO_COPY)
+            if content.startswith(_JPEG) and (warning := _jpeg_warning(content)) is not None:
+                return Fault("damaged", file.where, f"is damaged ({warning})", TODO_COPY)
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers raise nearly everything where bytes are damaged
@@ -197,10 +219,11 @@ def _png_is_short(content: bytes) -> bool:
     """Whether a PNG with right chunks lacks rows. Pillow fills them with zeros, which are a class in many datasets."""
     width, height = (int.from_bytes(content[place : place + 4]) for place in (16, 20))
     depth, colour_type, interlaced = content[24], content[25], content[28]
-    if interlaced:
-        return False  # its rows lie in seven passes; what lacks there is not at the bottom
-    bits = width * depth * {2: 3, 4: 2, 6: 4}.get(colour_type, 1)
-    missing = height * (1 + -(-bits // 8))
+    bits = depth * {2: 3, 4: 2, 6: 4}.get(colour_type, 1)
+    missing = 0
+    for row, column, down, across in _ADAM7 if interlaced else ((0, 0, 1, 1),):
+        rows, columns = -((row - height) // down), -((column - width) // across)
+        missing += max(rows, 0) * (1 + -(-columns * bits // 8)) if columns > 0 else 0
     inflate = zlib.decompressobj()
     position = len(_PNG)
     while position < len(content) and missing > 0:
@@ -211,6 +234,22 @@ def _png_is_short(content: bytes) -> bool:
             waiting = inflate.unconsumed_tail
         position = end + 4
     return missing > 0 and missing > len(inflate.flush())
+
+
+def _jpeg_warning(content: bytes) -> str | None:
+    """What libjpeg-turbo warns of in a JPEG whose data are damaged, which Pillow fills with grey and does not tell.
+
+    None where the data are right, where only bytes that mean nothing stand between them, or without simplejpeg.
+    """
+    if simplejpeg is None:
+        return None
+    try:
+        simplejpeg.decode_jpeg(content, strict=True)
+    except ValueError as error:
+        warning = str(error).strip()
+        if "extraneous" not in warning and ("Corrupt JPEG data" in warning or "remature end" in warning):
+            return warning
+    return None
 
 
 def _jpeg_damage(content: bytes) -> str | None:
@@ -246,6 +285,12 @@ def _depth(content: bytes) -> str | None:
     return "I;16" if content.startswith(_PNG) and content[24] == 16 else None
 
 
+def _narrow_grey(content: bytes) -> int | None:
+    """The bits of a grey PNG of less than 8: Pillow gives 2-bit ids 0 to 3 as 0, 85, 170, 255."""
+    grey = content.startswith(_PNG) and content[25] == 0
+    return content[24] if grey and content[24] < 8 else None
+
+
 def _mode(mode: str) -> str:
     known = "16-bit" if mode.startswith("I;16") else _MODES.get(mode)
     return f"{known} (mode {mode})" if known and known != mode else mode
@@ -256,7 +301,7 @@ def _wrong_label_mode(file: File, found: str, expected: Collection[str], *, colo
     if coloured:
         todo = "give the mask of colours, or say in classes.yaml that masks hold ids"
     elif found in ("RGB", "RGBA", "CMYK"):
-        todo = "give the file of label ids, not the one of colours"
+        todo = "give the file of label ids; the folder layout reads colours too, with masks: colour in classes.yaml"
     else:
         todo = "save the label ids as the grey values of an 8-bit PNG"
     return Fault("wrong-mode", file.where, what, todo)
@@ -269,7 +314,10 @@ def _label_of_ids(file: File, image: Image.Image, table: NDArray[np.int16]) -> N
     counts = image.histogram()
     unknown = [(str(value), counts[value]) for value in np.flatnonzero(table == UNKNOWN) if counts[value]]
     if unknown:
-        return [_unknown(file, "value", unknown, "mend the file")]
+        ids = np.flatnonzero(table != UNKNOWN)
+        known = ", ".join(map(str, ids[:NAMED_IDS])) + (", ..." if len(ids) > NAMED_IDS else "")
+        todo = f"mend the file, or the dataset's description of its classes (known: {known})"
+        return [_unknown(file, "value", unknown, todo)]
     label_HW: NDArray[np.uint8] = np.take(table.astype(np.uint8), np.asarray(image))
     return label_HW
 

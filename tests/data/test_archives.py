@@ -121,6 +121,7 @@ HOSTILE = [
     in_zip("socket", Entry(b"socket", b"", mode=stat.S_IFSOCK | 0o666), "is no file"),
     # -- zip: bombs
     in_zip("huge claim", Entry(b"bomb", b"x", size=3 << 30, method=8), "claims 3221225472 bytes"),
+    in_zip("large claim", Entry(b"bomb", b"x", size=321 << 20, method=8), "claims 336592896 bytes"),
     in_zip("ratio", Entry(b"bomb", b"", size=100 << 20, body=zeros(100), method=8), "more than 200 times"),
     in_zip("more than it says", Entry(b"bomb", b"", size=10, body=zeros(200), method=8),
            "more than the 10 bytes announced", when="read"),
@@ -222,6 +223,10 @@ HOSTILE = [
             "more than 67108864 bytes", kept=(), memory=200 << 20),
     Hostile("cut", ".tar.gz", lambda: gzip.compress(make_tar(TAR_A))[:-9], "", "cut short", kept=()),
     Hostile("checksum", ".tgz", lambda: flipped(gzip.compress(make_tar(TAR_A)), -7), "", DAMAGED, kept=()),
+    Hostile("many empty gzip files", ".tgz", lambda: gzip.compress(b"") * 2000 + gzip.compress(make_tar(TAR_A)), "",
+            "more than 1000 gzip files", kept=()),
+    Hostile("packed bytes", ".tgz", lambda: gzip.compress(make_tar(TAR_A)) + bytes(4000), "",
+            "more than 2000", kept=(), caps={"MAX_TGZ_BYTES": 2000}),
     Hostile("plain tar", ".tgz", lambda: make_tar(TAR_A), "", "not a .tar.gz archive", kept=()),
     Hostile("no tar", ".tgz", lambda: gzip.compress(b"text"), "", "not a tar archive", kept=()),
     Hostile("escape", ".tgz", lambda: gzip.compress(make_tar(TAR_A, ("../x", b"x"), TAR_B)), "/../x", OUT),
@@ -272,6 +277,18 @@ def test_members_of_a_hostile_archive_are_intact(tmp_path: Path) -> None:
     tree = open_tree(tmp_path / "a.zip")
     assert {name: read(file) for name, file in tree.files.items()} == GOOD
     assert [fault.kind for fault in tree.faults] == ["archive", "archive"]
+
+
+@pytest.mark.parametrize("method", [0, 8])
+def test_a_large_member_is_held_once(method: int, tmp_path: Path) -> None:
+    content = bytes(60 << 20)
+    (tmp_path / "a.zip").write_bytes(make_zip(Entry(b"a.json", content, method=method)))
+    (file,) = open_tree(tmp_path / "a.zip").files.values()
+    tracemalloc.start()
+    assert read(file) == content
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 90 << 20
 
 
 def test_faults_of_one_archive_are_capped(tmp_path: Path) -> None:

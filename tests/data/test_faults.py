@@ -607,7 +607,7 @@ def test_a_leak_is_a_warning_and_the_store_is_written(clean, tmp_path, row):
 def test_there_are_forty_different_faults():
     assert len(FAULTS) >= 40
     assert len({(row.layout, row.name) for row in FAULTS}) == len(FAULTS)
-    without = {"count", "image-size", "left-out", "near-split"}  # these are warnings, and have tests of their own
+    without = {"absent-class", "count", "image-size", "left-out", "near-split"}  # warnings, with tests of their own
     assert {row.kind for row in FAULTS} == set(KINDS) - without
 
 

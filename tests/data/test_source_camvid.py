@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import zipfile
+from pathlib import Path
 
 import pytest
 import trees
@@ -79,6 +80,34 @@ def test_without_test_there_are_two_splits(raw_copy):
     shutil.rmtree(root / "test")
     shutil.rmtree(root / "testannot")
     assert list(camvid.scan(root).splits) == ["train", "val"]
+
+
+@pytest.mark.parametrize("old", ["0001.png", "old/0000.png"])
+def test_a_second_file_of_one_name_is_named_and_the_first_kept(raw_copy, old):
+    for folder in ("train", "trainannot"):
+        root = raw_copy("camvid")
+        first, second = sorted([root / folder / "0000.png", root / folder / old.replace("0001.png", "z/0000.png")])
+        second.parent.mkdir(exist_ok=True)
+        first.parent.mkdir(exist_ok=True)
+        shutil.copy(root / folder / "0001.png", first if first.parent.name == "old" else second)
+        listing = camvid.scan(root)
+        (fault,) = faults.errors(listing.faults)
+        assert (fault.kind, fault.where) == ("wrong-place", str(second))
+        assert str(first) in fault.what
+        item = listing.splits["train"][0]
+        assert first == Path((item.image if folder == "train" else item.label).path)
+        shutil.rmtree(root)
+
+
+def test_a_test_set_without_labels_is_left_out_aloud(raw_copy):
+    root = raw_copy("camvid")
+    shutil.rmtree(root / "testannot")
+    listing = camvid.scan(root)
+    assert list(listing.splits) == ["train", "val"]
+    assert not faults.errors(listing.faults)
+    assert [(fault.where, fault.what) for fault in listing.faults if fault.kind == "left-out"] == [
+        (f"{root}/test", "1 images of test have no labels and are left out")
+    ]
 
 
 @pytest.mark.parametrize("top", ["", "CamVid/"])

@@ -269,6 +269,20 @@ def test_an_archive_that_is_not_asked_for_is_not_opened(root):
     assert damaged == {"leftImg8bit_trainextra.zip", "gtCoarse.zip"}
 
 
+def test_a_damaged_archive_of_what_is_extracted_is_no_matter(root):
+    for name in ("leftImg8bit_trainvaltest.zip", "gtFine_trainvaltest.zip"):
+        (root / name).write_bytes(b"<html>not found</html>")
+    assert found(root) == set()
+    shutil.rmtree(root / "gtFine/val")
+    assert ("archive", "gtFine_trainvaltest.zip") in found(root)
+
+
+def test_coarse_annotations_that_are_not_there_are_named(root):
+    (fault,) = errors(cityscapes.scan(root, annotations="coarse").faults)
+    assert (fault.kind, fault.where) == ("missing-partner", f"{root}/gtCoarse")
+    assert "train_extra is the default" in fault.what
+
+
 def test_several_faults_are_all_named_in_one_go(root):
     aachen = "leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png"
     (root / LABEL).unlink()

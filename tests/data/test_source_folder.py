@@ -311,6 +311,24 @@ def test_test_is_a_split_where_it_is_there(tree):
     assert list(names(tree)) == ["train", "val", "test"]
 
 
+def test_a_test_set_without_masks_is_left_out_aloud(tree):
+    shutil.copytree(tree / "images/val", tree / "images/test")
+    assert list(names(tree)) == ["train", "val"]
+    (fault,) = folder.scan(tree).faults
+    assert (fault.kind, fault.where, fault.severity) == ("left-out", f"{tree}/images/test", "warning")
+    assert fault.what == "2 images of test have no masks and are left out"
+
+
+def test_folders_and_a_share_contradict_each_other(tree):
+    what = "images/ has the folders train and val, and classes.yaml has a share"
+    assert found(says(tree, splits={"val": 0.5})) == {("config", f"{tree}/classes.yaml", what)}
+
+
+def test_a_suffix_that_no_mask_has_is_one_fault(tree):
+    with pytest.raises(MmsegError, match=r"classes\.yaml: no mask's name ends in mask_suffix '_label'"):
+        folder.scan(says(tree, mask_suffix="_label"))
+
+
 def test_images_in_folders_keep_their_paths(tree):
     for top, end in (("images", "jpg"), ("masks", "png")):
         for scene in ("a", "b"):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import trees
 
@@ -75,13 +77,20 @@ def test_class_folders(raw):
 
 
 def test_any_names_and_image_types(tmp_path):
-    for name in ("train/cat/a.PNG", "train/cat/old/b.webp", "train/n12345678_dog/n87654321_1.jpg", "val/cat/c.bmp"):
+    for name in (
+        "train/cat/a.PNG",
+        "train/cat/old/b.webp",
+        "train/n12345678_dog/n87654321_1.jpg",
+        "val/cat/c.bmp",
+        "val/n12345678_dog/d.GIF",
+        "val/n12345678_dog/e.jfif",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "train/cat/notes.txt").write_text("x")
     (tmp_path / "train/README").write_text("x")
     listing = imagenet.scan(tmp_path)
-    assert listing.faults == []
+    assert [fault.kind for fault in listing.faults] == ["count"]  # a class without images in val
     assert [(item.name, item.target) for item in listing.splits["train"]] == [
         ("cat/a.PNG", 0),
         ("cat/old/b.webp", 0),
@@ -188,6 +197,39 @@ def test_only_the_thousand_classes_have_official_counts(tmp_path):
     assert imagenet.scan(tmp_path).faults == []
 
 
+def test_files_of_other_suffixes_are_counted_once_a_split(raw_copy):
+    root = raw_copy("imagenet")
+    for name in ("a.avif", "b.AVIF", "c.db", "notes.txt", "list.csv"):
+        (root / "train" / WNIDS[0] / name).write_bytes(b"x")
+    (fault,) = imagenet.scan(root).faults
+    assert (fault.kind, fault.where, fault.severity) == ("left-out", f"{root}/train", "warning")
+    assert fault.what == "3 files with other suffixes (.avif, .db) are not read"
+
+
+def test_classes_without_images_in_val_are_one_warning(raw_copy):
+    root = raw_copy("imagenet")
+    for name in WNIDS[1:]:
+        shutil.rmtree(root / "val" / name)
+    (fault,) = imagenet.scan(root).faults
+    assert (fault.kind, fault.where, fault.severity) == ("count", f"{root}/val", "warning")
+    assert fault.what == f"2 of 3 classes have no image in val: {WNIDS[1]}, {WNIDS[2]}"
+
+
+@pytest.mark.parametrize("name", ["aachen_000000_000019_leftImg8bit.png", "aachen_000000_000019_gtFine_labelIds.png"])
+def test_a_folder_of_cityscapes_is_no_imagenet(tmp_path, name):
+    (tmp_path / "train/aachen").mkdir(parents=True)
+    assert imagenet.looks_like(tmp_path)
+    (tmp_path / "train/aachen" / name).write_bytes(b"x")
+    assert not imagenet.looks_like(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["leftImg8bit_trainvaltest.zip", "leftImg8bit_trainextra.zip", "gtCoarse.zip"])
+def test_a_zip_of_cityscapes_is_no_imagenet(raw, tmp_path, name):
+    path = Path(shutil.make_archive(str(tmp_path / "set"), "zip", raw["imagenet"]))
+    assert imagenet.looks_like(path)
+    assert not imagenet.looks_like(path.rename(tmp_path / name))
+
+
 def test_a_class_that_links_outside_is_listed_and_named(raw_copy, tmp_path):
     root = raw_copy("imagenet")
     shutil.move(root / "train" / WNIDS[1], tmp_path / "elsewhere")
@@ -261,6 +303,16 @@ def test_what_is_extracted_wins_and_is_said(downloaded, tars):
     assert not any(item.image.archive for item in listing.splits["train"])
 
 
+def test_a_train_folder_that_is_partly_extracted_is_one_fault(tars):
+    shutil.copy(tars / TRAIN, tars / "copy")
+    extract(tars, split="train")
+    (tars / "copy").rename(tars / TRAIN)
+    shutil.rmtree(tars / "train" / WNIDS[2])
+    fault = only(tars)
+    assert (fault.kind, fault.where) == ("empty-split", f"{tars}/train")
+    assert fault.what == f"holds 2 of the 3 classes of {TRAIN}"
+
+
 @pytest.mark.parametrize(
     ("missing", "kind", "where"),
     [(TRAIN, "empty-split", "train"), (VAL, "empty-split", "val"), (KIT, "config", KIT)],
@@ -282,6 +334,15 @@ def kit_with(root, changes):
     trees.write_tar(root / KIT, kept, mode="w:gz")
 
 
+def many_synsets() -> bytes:
+    """A small file of Matlab that holds a list larger than any kit's."""
+    import scipy.io
+
+    file = io.BytesIO()
+    scipy.io.savemat(file, {"synsets": np.zeros((1000, 1000), np.uint8)}, do_compression=True)
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("changes", "named_file", "what"),
     [
@@ -289,6 +350,8 @@ def kit_with(root, changes):
         ({devkit.GROUND_TRUTH: None}, devkit.GROUND_TRUTH, "missing"),
         ({devkit.META: b"no matlab"}, devkit.META, "not the kit's list of classes"),
         ({devkit.META: b""}, devkit.META, "not the kit's list of classes"),
+        ({devkit.META: bytes((4 << 20) + 1)}, devkit.META, "not the kit's list of classes (4194305 bytes)"),
+        ({devkit.META: many_synsets()}, devkit.META, "not the kit's list of classes (ValueError)"),
         ({devkit.GROUND_TRUTH: b"1\ntwo\n"}, devkit.GROUND_TRUTH, "line 2 is no class of data/meta.mat: 'two'"),
         ({devkit.GROUND_TRUTH: b"1\n4\n"}, devkit.GROUND_TRUTH, "line 2 is no class"),
         ({devkit.GROUND_TRUTH: b"1\n1001\n"}, devkit.GROUND_TRUTH, "line 2 is no class"),  # a group, not a class

@@ -177,6 +177,10 @@ def test_names_that_differ_by_case_are_named_once(tmp_path: Path) -> None:
     assert "X.PNG" in tree.faults[0].what and "Train" in tree.faults[1].what
 
 
+def test_other_letters_are_no_other_case(tmp_path: Path) -> None:
+    assert found(open_tree(fill(tmp_path, "stra\u00dfe.png", "strasse.png"))) == []
+
+
 def test_listing_writes_nothing(tmp_path: Path) -> None:
     root = fill(tmp_path, *NAMES)
     before = trees.snapshot(root)

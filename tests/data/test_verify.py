@@ -294,7 +294,7 @@ def test_another_mode_where_ids_are_expected(mode):
     fault = label_fault(saved(Image.fromarray(PHOTO_HWC).convert(mode)))
     assert fault.kind == "wrong-mode"
     assert "8-bit grey (mode L) is expected" in fault.what
-    assert ("not the one of colours" in fault.todo) == (mode in ("RGB", "RGBA"))
+    assert ("masks: colour" in fault.todo) == (mode in ("RGB", "RGBA"))
 
 
 def test_sixteen_bits_where_ids_are_expected():
@@ -468,3 +468,64 @@ def test_damaged_label_files_give_nothing_but_faults(content):
 @given(mutated() | st.binary(max_size=200))
 def test_many_damaged_label_files_give_nothing_but_faults(content):
     nothing_but_faults(content)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_grey_of_fewer_bits_is_no_label_but_an_image(bits):
+    """Pillow stretches its values over a byte: ids 0, 1, 2, 3 would be read as 0, 85, 170, 255."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4) % 4).save(buffer, "PNG")
+    content = _grey_png(np.arange(64, dtype=np.uint8).reshape(8, 8) % 2**bits, bits)
+    fault = label_fault(content)
+    assert fault.kind == "wrong-mode"
+    assert fault.what.startswith(f"is {bits}-bit grey")
+    assert isinstance(verify.check_image(FILE, content), Image.Image)
+
+
+def _grey_png(values_HW, bits):
+    """A grey PNG of 2 or 4 bits, written by hand."""
+    rows = b""
+    for row in values_HW:
+        packed = np.packbits(np.unpackbits(row[:, None], axis=1)[:, 8 - bits :].ravel())
+        rows += b"\x00" + packed.tobytes()
+    height, width = values_HW.shape
+    head = width.to_bytes(4) + height.to_bytes(4) + bytes([bits, 0, 0, 0, 0])
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        len(body).to_bytes(4) + kind + body + zlib.crc32(kind + body).to_bytes(4)
+        for kind, body in ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    )
+
+
+@pytest.mark.parametrize("how", ["half", "hole"])
+def test_a_jpeg_that_is_filled_with_grey_is_damaged(how):
+    rng = np.random.default_rng(0)
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (96, 128, 3), dtype=np.uint8)).save(buffer, "JPEG", quality=90)
+    content = buffer.getvalue()
+    assert isinstance(verify.check_image(FILE, content), Image.Image)
+    spoilt = {"half": content[: len(content) // 2] + b"\xff\xd9", "hole": content[:3000] + content[5000:]}
+    fault = verify.check_image(FILE, spoilt[how])
+    assert not isinstance(fault, Image.Image)
+    assert fault.kind == "damaged"
+
+
+def test_an_interlaced_png_that_lacks_passes_is_damaged():
+    """Its holes would become class 0, and no checksum is wrong."""
+    values_HW = np.full((16, 16), 8, np.uint8)
+    passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+    for count in (7, 6, 3):
+        rows = b"".join(
+            b"\x00" + row.tobytes()
+            for first, column, down, across in passes[:count]
+            for row in values_HW[first::down, column::across]
+        )
+        head = (16).to_bytes(4) + (16).to_bytes(4) + bytes([8, 0, 0, 0, 1])
+        content = b"\x89PNG\r\n\x1a\n" + b"".join(
+            len(body).to_bytes(4) + kind + body + zlib.crc32(kind + body).to_bytes(4)
+            for kind, body in ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+        )
+        label_HW = verify.check_label(FILE, content, IDS)
+        if count == 7:
+            assert np.asarray(label_HW).shape == (16, 16)
+        else:
+            assert [fault.kind for fault in label_HW] == ["damaged"]

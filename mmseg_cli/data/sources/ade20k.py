@@ -38,7 +38,11 @@ def scan(root: Path) -> Listing:
         MmsegError: no objectInfo150.txt that names 150 classes; all else is a fault of the listing.
     """
     # A zip that is extracted is not needed, so that a damaged one is no matter.
-    extracted = any((top / "images").is_dir() and (top / "annotations").is_dir() for top in (root, root / TOP))
+    parts = (
+        "objectInfo150.txt",
+        *(f"{kind}/{name}" for kind in ("images", "annotations") for name in FOLDERS.values()),
+    )
+    extracted = any(all((top / part).exists() for part in parts) for top in (root, root / TOP))
     tree = open_tree(root, folders=("images", "annotations", TOP), archives=() if extracted else (f"{TOP}.zip",))
     top = f"{TOP}/" if tree.has(TOP) else ""
     space, table = ade20k_150(_names(tree, f"{top}objectInfo150.txt"))

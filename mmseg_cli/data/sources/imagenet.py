@@ -6,7 +6,6 @@ its labels come from the development kit. What is extracted wins over a tar, for
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -70,7 +69,7 @@ def looks_like(root: Path) -> bool:
 def _names(top: Path, folder: str) -> list[str]:
     """The names in a folder of train; never raises."""
     try:
-        return os.listdir(top / "train" / folder)
+        return [path.name for path in (top / "train" / folder).iterdir()]
     except OSError:
         return []
 
