@@ -415,7 +415,7 @@ def markdown(result: dict[str, Any]) -> str:
         "There are two comparisons for each kind of file. **Crops**: only reading a random region of an image as RGB;",
         "the store decodes what the region needs, the others decode the whole file and cut it out. **Loaders**: what",
         "training waits for: read image and label, zoom, flip, change the colours and collate; `mmseg loader` against",
-        "the usual one of Pillow and torchvision.transforms.v2. Both make the same crops from the same numbers.",
+        "the usual one of Pillow and torchvision.transforms.v2. Both make the same crops of the same numbers.",
         "",
         f"- {KINDS['png'].title}: all read the same picture; the store holds it without loss.",
         f"- {KINDS['jpg'].title}: ordinary JPEG (4:2:0, quality {JPEG_QUALITY}); the store holds the very same bytes.",
