@@ -87,7 +87,7 @@ class Dataset(Section):
     train_from: Annotated[list[Literal["train", "train_extra", "val"]], Field(min_length=1)] | None = None
     target: Literal["vistas-65", "vistas-116", "cityscapes-19"] | None = None
     label_map: Literal["conservative", "by-name", "mseg"] | None = None
-    allow: list[Literal["duplicate-case", "duplicate-content", "outside-link", "shared-content"]] = []
+    allow: list[Literal["damaged-jpeg", "duplicate-case", "duplicate-content", "outside-link", "shared-content"]] = []
 
     @model_validator(mode="after")
     def _complete(self) -> Dataset:

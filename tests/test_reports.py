@@ -32,6 +32,8 @@ def test_the_committed_tables_follow_from_the_committed_evidence(preset: str, tm
 def test_committed_reports_hold_numbers_and_charts_only(preset: str) -> None:
     files = [path for path in (REPOSITORY / "reports" / preset).rglob("*") if path.is_file()]
     pictures = {path.name for path in files if path.suffix in (".png", ".jpg", ".jpeg", ".svg")}
-    charts = {path.with_suffix(".png").name for path in files if path.suffix == ".md"}  # of the table and the data cards
+    charts = {
+        path.with_suffix(".png").name for path in files if path.suffix == ".md"
+    }  # of the table and the data cards
     assert pictures == charts >= {"ablation.png"}
     assert {path.suffix for path in files} <= {".md", ".csv", ".png", ".json", ".npz", ".gitignore", ""}

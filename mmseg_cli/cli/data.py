@@ -183,7 +183,8 @@ def prepare(
     allow: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only warn of this kind of fault: duplicate-content, shared-content, duplicate-case, outside-link."
+            help="Only warn of: damaged-jpeg, duplicate-case, duplicate-content, outside-link or shared-content; "
+            "may be given several times."
         ),
     ] = None,
     long_side: Annotated[int | None, typer.Option(min=1, help="Shrink larger images until it fits.")] = None,

@@ -18,6 +18,7 @@ KINDS = (
     "config",  # a file that describes the dataset is missing or wrong
     "count",  # not the official number of images
     "damaged",  # cut short, a wrong checksum, not an image
+    "damaged-jpeg",  # decodes, with grey or shifted parts
     "duplicate-case",  # names that differ by case only
     "duplicate-content",  # one image twice in a split
     "empty-file",
@@ -34,7 +35,7 @@ KINDS = (
     "wrong-mode",  # colours where ids are expected, 16 bits, a palette
     "wrong-place",  # a file of another city, split or class
 )
-ALLOWABLE = ("duplicate-case", "duplicate-content", "outside-link", "shared-content")
+ALLOWABLE = ("damaged-jpeg", "duplicate-case", "duplicate-content", "outside-link", "shared-content")
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,12 +37,14 @@ class Limits:
     Attributes:
         shrink_labels: labels shrink with their images (train); others keep their native size.
         encode: False only verifies.
+        damaged_jpegs: a JPEG whose data are damaged is stored, with a warning, where it is allowed.
     """
 
     long_side: int | None
     short_side: int | None
     shrink_labels: bool
     encode: bool
+    damaged_jpegs: bool
 
 
 @dataclass
@@ -52,7 +54,8 @@ class Ingested:
     Attributes:
         faults: what is wrong with it.
         extra: what the comparison of all items needs: `image` (SHA-256 of its bytes), `look` (perceptual hash),
-            `source` (height, width), `classes` (train ids in its label); empty where the image cannot be read.
+            `source` (height, width), `classes` (train ids in its label), `damage` (of an allowed JPEG, or None); empty
+            where the image cannot be read.
         record: the arguments of `SplitWriter.append`; None where something is wrong, or nothing was to be encoded.
     """
 
@@ -131,6 +134,9 @@ def ingest(item: Item, listing: Listing, limits: Limits) -> Ingested:
     source = (image.height, image.width)
     digest = hashlib.sha256(content)
     made.extra = {"image": digest.hexdigest(), "look": leaks.look(image), "source": source, "classes": []}
+    damage = verify.check_jpeg_data(item.image, content)
+    made.extra["damage"] = damage.what if damage is not None and limits.damaged_jpegs else None
+    made.faults += [damage] if damage is not None and not limits.damaged_jpegs else []
     if item.label is not None and read_label is not None:
         other = verify.same_size(item.image, source, item.label, (read_label[1].shape[0], read_label[1].shape[1]))
         made.faults += [other] if other else []

@@ -137,6 +137,9 @@ class _Seen:
         height, width = extra["source"]
         self.sizes.setdefault(split, Counter())[height, width] += 1
         self.present.setdefault(split, set()).update(extra["classes"])
+        if extra["damage"] is not None:
+            todo = "copy it from the archive again"
+            self.faults.append(Fault("damaged-jpeg", item.image.where, extra["damage"], todo, "warning"))
         if split != "train" and item.image.where in self.reused:
             return
         image = bytes.fromhex(extra["image"])
@@ -195,6 +198,7 @@ def _ingest_all(
     *,
     long_side: int | None,
     short_side: int | None,
+    damaged_jpegs: bool,
     threads: int,
     advance: Callable[[], None],
 ) -> None:
@@ -203,7 +207,13 @@ def _ingest_all(
         writer = SplitWriter(staged, split) if staged is not None and not seen.failed else None
 
         def make(item: Item, encode: bool, shrink: bool = split == "train") -> ingest.Ingested:
-            limits = ingest.Limits(long_side=long_side, short_side=short_side, shrink_labels=shrink, encode=encode)
+            limits = ingest.Limits(
+                long_side=long_side,
+                short_side=short_side,
+                shrink_labels=shrink,
+                encode=encode,
+                damaged_jpegs=damaged_jpegs,
+            )
             return ingest.ingest(item, listing, limits)
 
         _ingest_split(split, items, writer, seen, make=make, threads=threads, advance=advance)
@@ -399,6 +409,7 @@ def prepare(
             seen,
             long_side=long_side,
             short_side=short_side,
+            damaged_jpegs="damaged-jpeg" in allow or listing.task == "classification",  # ILSVRC itself has some
             threads=threads,
             advance=advance,
         )

@@ -39,6 +39,7 @@ IMAGE_MODES = (
 )  # what converts to RGB without loss of range
 MAX_PIXELS = int(Image.MAX_IMAGE_PIXELS or 0)  # Pillow's own limit, 89 million: more is a decompression bomb
 TODO_COPY = "copy it from the archive again"
+STRAY_BYTES = 8  # in a JPEG's data, that do no harm; a hole leaves more
 NAMED_IDS = 8  # known ids that a message lists
 NAMED_VALUES = 5  # unknown values that a message spells out
 
@@ -109,6 +110,24 @@ def check_image(file: File, content: bytes) -> Image.Image | Fault:
     return image
 
 
+def check_jpeg_data(file: File, content: bytes) -> Fault | None:
+    """A `damaged-jpeg` fault where libjpeg-turbo warns of a JPEG's data, which decoders fill with grey in silence.
+
+    A few stray bytes between the data mean nothing and are common. Without simplejpeg nothing is found.
+    """
+    if simplejpeg is None or not content.startswith(_JPEG):
+        return None
+    try:
+        simplejpeg.decode_jpeg(content, strict=True)
+    except ValueError as error:
+        warning = str(error).strip()
+        stray = re.search(r"(\d+) extraneous bytes", warning)
+        harmless = stray is not None and int(stray[1]) <= STRAY_BYTES
+        if not harmless and ("Corrupt JPEG data" in warning or "remature end" in warning):
+            return Fault("damaged-jpeg", file.where, f"is damaged ({warning})", TODO_COPY)
+    return None
+
+
 def check_label(file: File, content: bytes, listing: Labels) -> NDArray[np.uint8] | list[Fault]:
     """Decode a label file and map it to train ids.
 
@@ -172,8 +191,6 @@ def _decode(file: File, content: bytes) -> Image.Image | Fault:
             suspect = content.startswith(_PNG) and (last_row_is_empty or content[28])
             if suspect and _png_is_short(content):
                 return Fault("damaged", file.where, "is damaged: it holds fewer rows than its header says", TODO_COPY)
-            if content.startswith(_JPEG) and (warning := _jpeg_warning(content)) is not None:
-                return Fault("damaged", file.where, f"is damaged ({warning})", TODO_COPY)
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers raise nearly everything where bytes are damaged
@@ -234,22 +251,6 @@ def _png_is_short(content: bytes) -> bool:
             waiting = inflate.unconsumed_tail
         position = end + 4
     return missing > 0 and missing > len(inflate.flush())
-
-
-def _jpeg_warning(content: bytes) -> str | None:
-    """What libjpeg-turbo warns of in a JPEG whose data are damaged, which Pillow fills with grey and does not tell.
-
-    None where the data are right, where only bytes that mean nothing stand between them, or without simplejpeg.
-    """
-    if simplejpeg is None:
-        return None
-    try:
-        simplejpeg.decode_jpeg(content, strict=True)
-    except ValueError as error:
-        warning = str(error).strip()
-        if "extraneous" not in warning and ("Corrupt JPEG data" in warning or "remature end" in warning):
-            return warning
-    return None
 
 
 def _jpeg_damage(content: bytes) -> str | None:

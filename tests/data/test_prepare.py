@@ -451,6 +451,19 @@ def test_records_of_another_meaning_are_not_gone_on_with(raw_copy, tmp_path):
     assert trees.contents(tmp_path / "store") == trees.contents(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("name", ["imagenet", "mapillary"])
+def test_a_damaged_jpeg_is_an_error_where_pixels_are_labelled(raw_copy, tmp_path, name):
+    root = raw_copy(name)
+    path = sorted(root.rglob("*.jpg" if name == "mapillary" else "*.JPEG"))[0]
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + b"\xff\xd9")
+    if name == "mapillary":
+        assert refused(name, root, tmp_path / "store").startswith(f"{path}: is damaged (")
+    made = run(name, root, tmp_path / "store", allow=("damaged-jpeg",) if name == "mapillary" else ())
+    found = [(fault.where, fault.severity) for fault in made.faults if fault.kind == "damaged-jpeg"]
+    assert found == [(str(path), "warning")]
+
+
 def test_a_class_that_train_never_shows_is_said(raw_copy, tmp_path):
     root = raw_copy("folder")
     classes = json.loads((root / "classes.yaml").read_text())
