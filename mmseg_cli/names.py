@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Literal
 
 from mmseg_cli.errors import MmsegError
 
@@ -15,6 +16,8 @@ BLOCK_NAMES: tuple[str, ...] = ("residual", "mbconv", "mmbconv")
 LAYOUT_NAMES: tuple[str, ...] = ("uniform", "pyramid")
 NORM_NAMES: tuple[str, ...] = ("batch", "group")
 ACTIVATION_NAMES: tuple[str, ...] = ("relu", "silu", "hardswish", "gelu")
+# Faults of a dataset that leave a usable store, so that a person who knows better may turn them into warnings.
+Allowable = Literal["damaged-jpeg", "duplicate-case", "duplicate-content", "outside-link", "shared-content"]
 
 
 def unknown_name(where: str, name: str, known: Iterable[str]) -> MmsegError:

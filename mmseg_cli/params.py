@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from mmseg_cli.errors import MmsegError
-from mmseg_cli.names import BLOCK_NAMES, unknown_name
+from mmseg_cli.names import BLOCK_NAMES, Allowable, unknown_name
 
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_-]*$"  # names reach a shell and file names
 
@@ -87,7 +87,7 @@ class Dataset(Section):
     train_from: Annotated[list[Literal["train", "train_extra", "val"]], Field(min_length=1)] | None = None
     target: Literal["vistas-65", "vistas-116", "cityscapes-19"] | None = None
     label_map: Literal["conservative", "by-name", "mseg"] | None = None
-    allow: list[Literal["damaged-jpeg", "duplicate-case", "duplicate-content", "outside-link", "shared-content"]] = []
+    allow: list[Allowable] = []
 
     @model_validator(mode="after")
     def _complete(self) -> Dataset:

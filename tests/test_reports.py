@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -37,3 +38,13 @@ def test_committed_reports_hold_numbers_and_charts_only(preset: str) -> None:
     }  # of the table and the data cards
     assert pictures == charts >= {"ablation.png"}
     assert {path.suffix for path in files} <= {".md", ".csv", ".png", ".json", ".npz", ".gitignore", ""}
+
+
+BENCHMARKS = sorted(REPOSITORY.glob("reports/bench/*/data.json"))
+
+
+@pytest.mark.parametrize("file", BENCHMARKS, ids=lambda file: file.parent.name)
+def test_a_committed_benchmark_s_tables_follow_from_its_raw_times(file: Path) -> None:
+    from mmseg_cli.bench.data import markdown
+
+    assert file.with_suffix(".md").read_text() == markdown(json.loads(file.read_text()))

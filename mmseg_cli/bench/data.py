@@ -210,16 +210,6 @@ class Timing:
     rates: list[float]
     ratios: list[float]
 
-    @property
-    def rate(self) -> float:
-        """Median crops a second."""
-        return statistics.median(self.rates)
-
-    @property
-    def ratio(self) -> float:
-        """Median of the ratios to Pillow."""
-        return statistics.median(self.ratios)
-
 
 def take_turns(
     contenders: Mapping[str, Callable[[int], object]],
@@ -389,7 +379,7 @@ def tables(result: dict[str, Any]) -> dict[str, list[tuple[str, str, str, str]]]
     """The rows of each comparison by its title, under HEADINGS."""
     settings = result["settings"]
     (height, width), (crop_height, crop_width) = settings["image"], settings["crop"]
-    what = f"crops of {crop_width}x{crop_height} from {width}x{height}"
+    what = f"{crop_width}x{crop_height} from {width}x{height}"
     found = {}
     for kind, part in result["kinds"].items():
         each = f"{part['bytes_per_file'] / 1e6:.2f} MB each"
@@ -415,7 +405,7 @@ def markdown(result: dict[str, Any]) -> str:
         "There are two comparisons for each kind of file. **Crops**: only reading a random region of an image as RGB;",
         "the store decodes what the region needs, the others decode the whole file and cut it out. **Loaders**: what",
         "training waits for: read image and label, zoom, flip, change the colours and collate; `mmseg loader` against",
-        "the usual one of Pillow and torchvision.transforms.v2. Both make the same crops of the same numbers.",
+        "the usual one of Pillow and torchvision.transforms.v2. Both make the same crops from the same numbers.",
         "",
         f"- {KINDS['png'].title}: all read the same picture; the store holds it without loss.",
         f"- {KINDS['jpg'].title}: ordinary JPEG (4:2:0, quality {JPEG_QUALITY}); the store holds the very same bytes.",

@@ -8,13 +8,14 @@ import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 from typer.core import TyperCommand
 
 from mmseg_cli.cli.common import load, track
 from mmseg_cli.errors import Interrupted, MmsegError
+from mmseg_cli.names import Allowable
 
 if TYPE_CHECKING:
     from mmseg_cli.data.faults import Fault
@@ -117,10 +118,14 @@ def _require_report_place(where: str, *, root: Path, store: Path) -> None:
     require_writable(place.parent)
 
 
-def _write_report(faults: list[Fault], *, dataset: str, root: Path, made: Prepared | None, where: str) -> None:
-    """All findings as JSON, to a file or the screen."""
+def _tell(faults: list[Fault], *, dataset: str, root: Path, made: Prepared | None, where: str | None) -> None:
+    """The findings on the screen and, where asked for, all as JSON; "-" is the screen, with nothing else."""
     from mmseg_cli.files import write_text
 
+    if where != "-":
+        _show(faults, dataset=dataset)
+    if where is None:
+        return
     content = {
         "dataset": dataset,
         "root": str(root),
@@ -183,8 +188,7 @@ def prepare(
     allow: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only warn of: damaged-jpeg, duplicate-case, duplicate-content, outside-link or shared-content; "
-            "may be given several times."
+            help=f"Only warn of this kind of fault: {', '.join(get_args(Allowable))}; may be given several times."
         ),
     ] = None,
     long_side: Annotated[int | None, typer.Option(min=1, help="Shrink larger images until it fits.")] = None,
@@ -229,8 +233,6 @@ def prepare(
         store = paths.store(dataset)
     layout = section.layout or dataset
     root = room.find_root(dataset, root, layout=layout)
-    if not check_only:
-        room.require_place(store, root)
     if json_report not in (None, "-"):
         _require_report_place(json_report, root=root, store=store)
     replaced = store.exists()
@@ -253,19 +255,13 @@ def prepare(
     except KeyboardInterrupt:
         raise Interrupted(root, signal.SIGINT, "stopped by Ctrl-C, what was read is kept") from None
     except FaultsFound as found:
-        if json_report != "-":
-            _show(found.faults, dataset=dataset)
-        if json_report is not None:
-            _write_report(found.faults, dataset=dataset, root=root, made=None, where=json_report)
+        _tell(found.faults, dataset=dataset, root=root, made=None, where=json_report)
         raise
     generated = section.source == "synthetic"  # generated data are never of the official number and size
     faults = [fault for fault in made.faults if not (generated and fault.kind in ("count", "image-size"))]
-    if json_report is not None:
-        _write_report(faults, dataset=dataset, root=root, made=made, where=json_report)
+    _tell(faults, dataset=dataset, root=root, made=made, where=json_report)
     if tracker is not None:
         tracker.close(summary={f"items_{split}": count for split, count in made.counts.items()})
-    if json_report != "-":
-        _show(faults, dataset=dataset)
     lines = [
         ("items", ", ".join(f"{split} {count}" for split, count in made.counts.items())),
         ("classes", str(made.classes)),

@@ -1,7 +1,7 @@
 """What can be wrong with a dataset. Faults are collected and listed; only when all are known does a command end.
 
-An error keeps a dataset from being stored, a warning does not. A kind in ALLOWABLE leaves a usable store, so that a
-person who knows better may turn it into a warning.
+An error keeps a dataset from being stored, a warning does not. Some kinds leave a usable store, and may be allowed:
+`mmseg_cli.names.Allowable`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ KINDS = (
     "wrong-mode",  # colours where ids are expected, 16 bits, a palette
     "wrong-place",  # a file of another city, split or class
 )
-ALLOWABLE = ("damaged-jpeg", "duplicate-case", "duplicate-content", "outside-link", "shared-content")
 
 
 @dataclass(frozen=True, slots=True)

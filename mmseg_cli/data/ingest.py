@@ -27,7 +27,6 @@ from mmseg_cli.errors import MmsegError
 
 JPEG_QUALITY = 95  # of a JPEG that was made smaller; one that keeps its size keeps its bytes
 JPEG_MODES = ("L", "RGB")  # stored as they are; CMYK and others are converted
-JPEG_START = b"\xff\xd8"
 
 
 @dataclass(frozen=True)
@@ -36,15 +35,11 @@ class Limits:
 
     Attributes:
         shrink_labels: labels shrink with their images (train); others keep their native size.
-        encode: False only verifies.
-        damaged_jpegs: a JPEG whose data are damaged is stored, with a warning, where it is allowed.
     """
 
     long_side: int | None
     short_side: int | None
     shrink_labels: bool
-    encode: bool
-    damaged_jpegs: bool
 
 
 @dataclass
@@ -54,7 +49,7 @@ class Ingested:
     Attributes:
         faults: what is wrong with it.
         extra: what the comparison of all items needs: `image` (SHA-256 of its bytes), `look` (perceptual hash),
-            `source` (height, width), `classes` (train ids in its label), `damage` (of an allowed JPEG, or None); empty
+            `source` (height, width), `classes` (train ids in its label), `damage` (of a JPEG's data, or None); empty
             where the image cannot be read.
         record: the arguments of `SplitWriter.append`; None where something is wrong, or nothing was to be encoded.
     """
@@ -82,7 +77,7 @@ def _limited(size: tuple[int, int], limits: Limits) -> tuple[int, int]:
 def _encode_image(content: bytes, image: Image.Image, size: tuple[int, int]) -> bytes:
     """The image as a record of `size`: a JPEG stays one, everything else is stored losslessly."""
     same = size == (image.height, image.width)
-    is_jpeg = content.startswith(JPEG_START)
+    is_jpeg = content.startswith(jpeg.START)
     if is_jpeg and same and image.mode in JPEG_MODES:
         return content
     image = image.convert("RGB")
@@ -123,8 +118,8 @@ def _read_label(item: Item, listing: Listing, made: Ingested) -> tuple[bytes, ND
     return content, label_HW
 
 
-def ingest(item: Item, listing: Listing, limits: Limits) -> Ingested:
-    """Read, verify, map and encode one item; what is wrong with it is in the answer, nothing is raised."""
+def ingest(item: Item, listing: Listing, limits: Limits, *, encode: bool) -> Ingested:
+    """Read, verify and map one item, and encode it or not; what is wrong is in the answer, nothing is raised."""
     made = Ingested()
     read_image = _read_image(item, made)
     read_label = None if item.label is None else _read_label(item, listing, made)
@@ -133,16 +128,19 @@ def ingest(item: Item, listing: Listing, limits: Limits) -> Ingested:
     content, image = read_image
     source = (image.height, image.width)
     digest = hashlib.sha256(content)
-    made.extra = {"image": digest.hexdigest(), "look": leaks.look(image), "source": source, "classes": []}
-    damage = verify.check_jpeg_data(item.image, content)
-    made.extra["damage"] = damage.what if damage is not None and limits.damaged_jpegs else None
-    made.faults += [damage] if damage is not None and not limits.damaged_jpegs else []
+    made.extra = {
+        "image": digest.hexdigest(),
+        "look": leaks.look(image),
+        "source": source,
+        "classes": [],
+        "damage": verify.jpeg_damage(content),
+    }
     if item.label is not None and read_label is not None:
         other = verify.same_size(item.image, source, item.label, (read_label[1].shape[0], read_label[1].shape[1]))
         made.faults += [other] if other else []
     if faults.errors(made.faults):
         return made
-    if not limits.encode:
+    if not encode:
         if read_label is not None:
             made.extra["classes"] = np.flatnonzero(np.bincount(read_label[1].ravel())).tolist()
         return made

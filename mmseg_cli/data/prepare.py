@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from mmseg_cli import runtime
-from mmseg_cli.data import faults, ingest, leaks, store
+from mmseg_cli.data import faults, ingest, leaks, store, verify
 from mmseg_cli.data.faults import Fault, FaultsFound
 from mmseg_cli.data.labels import IGNORE
 from mmseg_cli.data.records.writer import SplitWriter
@@ -115,31 +115,33 @@ class _Seen:
     """What is known of the items so far.
 
     Attributes:
-        failed: whether there is an error among the faults.
+        allow: kinds of faults that are only warnings.
         reused: files that stand in two splits because the user wants them there.
+        failed: whether there is an error among the faults.
         present: the classes that occur in each split.
     """
 
-    faults: list[Fault]
+    allow: Collection[str]
     reused: frozenset[str]
-    failed: bool
+    failed: bool = False
+    faults: list[Fault] = field(default_factory=list)
     prints: list[leaks.Print] = field(default_factory=list)
     sizes: dict[str, Counter[tuple[int, int]]] = field(default_factory=dict)
     present: dict[str, set[int]] = field(default_factory=dict)
 
     def blame(self, found: list[Fault]) -> None:
-        """More faults."""
+        """More faults; those of an allowed kind become warnings."""
+        found = faults.allow(found, self.allow)
         self.faults += found
         self.failed = self.failed or bool(faults.errors(found))
 
     def add(self, split: str, item: Item, extra: dict[str, Any]) -> None:
-        """One item whose image could be read."""
+        """One item whose image could be read, now or by an interrupted command."""
         height, width = extra["source"]
         self.sizes.setdefault(split, Counter())[height, width] += 1
         self.present.setdefault(split, set()).update(extra["classes"])
         if extra["damage"] is not None:
-            todo = "copy it from the archive again"
-            self.faults.append(Fault("damaged-jpeg", item.image.where, extra["damage"], todo, "warning"))
+            self.blame([Fault("damaged-jpeg", item.image.where, extra["damage"], verify.TODO_COPY)])
         if split != "train" and item.image.where in self.reused:
             return
         image = bytes.fromhex(extra["image"])
@@ -157,16 +159,16 @@ def _reused(listing: Listing) -> frozenset[str]:
 
 def _ingest_split(
     split: str,
-    items: list[Item],
+    listing: Listing,
     writer: SplitWriter | None,
     seen: _Seen,
     *,
-    make: Callable[[Item, bool], ingest.Ingested],
+    limits: ingest.Limits,
     threads: int,
     advance: Callable[[], None],
 ) -> None:
     """Ingest the items of one split; write what is right up to the first fault, then only verify."""
-    done = 0
+    items, done = listing.splits[split], 0
     if writer is not None:
         for item, row in zip(items, writer.done, strict=False):
             if row.identity != ingest.identity(item):
@@ -176,11 +178,11 @@ def _ingest_split(
             advance()
         writer.keep(done)
 
-    def make_one(item: Item) -> ingest.Ingested:
-        return make(item, writer is not None and not seen.failed)
+    def make(item: Item) -> ingest.Ingested:
+        return ingest.ingest(item, listing, limits, encode=writer is not None and not seen.failed)
 
     rest = items[done:]
-    for item, made in zip(rest, ingest.in_order(make_one, rest, threads=threads), strict=True):
+    for item, made in zip(rest, ingest.in_order(make, rest, threads=threads), strict=True):
         seen.blame(made.faults)
         if made.extra:
             seen.add(split, item, made.extra)
@@ -198,25 +200,14 @@ def _ingest_all(
     *,
     long_side: int | None,
     short_side: int | None,
-    damaged_jpegs: bool,
     threads: int,
     advance: Callable[[], None],
 ) -> None:
     """Ingest every split in turn, into the folder `staged` where it is given."""
-    for split, items in listing.splits.items():
+    for split in listing.splits:
         writer = SplitWriter(staged, split) if staged is not None and not seen.failed else None
-
-        def make(item: Item, encode: bool, shrink: bool = split == "train") -> ingest.Ingested:
-            limits = ingest.Limits(
-                long_side=long_side,
-                short_side=short_side,
-                shrink_labels=shrink,
-                encode=encode,
-                damaged_jpegs=damaged_jpegs,
-            )
-            return ingest.ingest(item, listing, limits)
-
-        _ingest_split(split, items, writer, seen, make=make, threads=threads, advance=advance)
+        limits = ingest.Limits(long_side=long_side, short_side=short_side, shrink_labels=split == "train")
+        _ingest_split(split, listing, writer, seen, limits=limits, threads=threads, advance=advance)
         if writer is None:
             continue
         if seen.failed:
@@ -307,7 +298,7 @@ def _publish(staged: Path, out: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def require_place(out: Path, root: Path) -> None:
+def _require_place(out: Path, root: Path) -> None:
     """Raise MmsegError unless a store may be written to `out`: apart from the dataset, and over nothing but a store."""
     place, data = out.resolve(), root.resolve()
     if place == data or data in place.parents:
@@ -380,7 +371,7 @@ def prepare(
         parameters: what decides the store's content, kept in the manifest and compared when the store is opened.
         long_side: limit of an image's longer side in pixels, or None.
         short_side: limit of an image's shorter side in pixels, or None.
-        allow: kinds of faults that are only warnings, of `faults.ALLOWABLE`.
+        allow: kinds of faults that are only warnings, of `names.Allowable`.
         check_only: verify, and write nothing.
         threads: how many items are read at once.
         on_start: called with the number of items.
@@ -394,42 +385,43 @@ def prepare(
     for name in options:
         if name not in SOURCES[dataset].OPTIONS:
             raise MmsegError(name, f"is no option of {dataset}", "leave it out")
-    listing: Listing = SOURCES[dataset].scan(root, **options)
     if not check_only:
-        require_place(out, root)
+        _require_place(out, root)
         out = out.resolve()  # where `out` is a link, what it leads to is replaced
+    listing: Listing = SOURCES[dataset].scan(root, **options)
     on_start(sum(len(items) for items in listing.splits.values()))
-    listed = faults.allow(listing.faults, allow)
-    seen = _Seen(listed, _reused(listing), failed=bool(faults.errors(listed)))
+    if listing.task == "classification":
+        allow = {*allow, "damaged-jpeg"}  # ILSVRC itself has some
+    seen = _Seen(allow, _reused(listing))
+    seen.blame(listing.faults)
 
-    def ingest_all(staged: Path | None) -> list[Fault]:
+    def ingest_all(staged: Path | None) -> None:
         _ingest_all(
             listing,
             staged,
             seen,
             long_side=long_side,
             short_side=short_side,
-            damaged_jpegs="damaged-jpeg" in allow or listing.task == "classification",  # ILSVRC itself has some
             threads=threads,
             advance=advance,
         )
-        compared = leaks.find(seen.prints, task=listing.task)
-        sizes = _size_warnings(root, seen.sizes, listing.expected_size) if listing.expected_size else []
-        absent = _absent_classes(root, listing, seen.present.get("train", set()))
-        return [*seen.faults, *faults.allow(compared, allow), *sizes, *absent]
+        seen.blame(leaks.find(seen.prints, task=listing.task))
+        if listing.expected_size is not None:
+            seen.blame(_size_warnings(root, seen.sizes, listing.expected_size))
+        seen.blame(_absent_classes(root, listing, seen.present.get("train", set())))
 
     written = 0
     if check_only:
-        found = ingest_all(None)
+        ingest_all(None)
     else:
         with _staging(out, _key(dataset, listing, parameters)) as staged:
-            found = ingest_all(staged)
-            if not faults.errors(found):
+            ingest_all(staged)
+            if not seen.failed:
                 write_json(staged / store.MANIFEST, _manifest(dataset, listing, staged, parameters=parameters))
                 written = sum(path.stat().st_size for path in staged.iterdir() if path.suffix != ".journal")
                 _publish(staged, out)
-    if faults.errors(found):
-        raise FaultsFound(found)
+    if seen.failed:
+        raise FaultsFound(seen.faults)
     counts = {split: len(items) for split, items in listing.splits.items()}
     classes = len(listing.space.classes)
-    return Prepared(None if check_only else out, dataset, classes, counts, written, found, listing.notes)
+    return Prepared(None if check_only else out, dataset, classes, counts, written, seen.faults, listing.notes)

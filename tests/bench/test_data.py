@@ -39,7 +39,7 @@ def test_a_benchmark_times_all_readers_and_loaders_of_each_kind(tmp_path, tiny):
     assert all(len(row) == len(data.HEADINGS) for rows in tables.values() for row in rows)
     text = data.markdown(result)
     assert all(f"## {title}" in text for title in tables)
-    assert "crops of 64x32 from 128x64" in text
+    assert "64x32 from 128x64" in text
     assert "page cache" in text
 
 
@@ -122,7 +122,6 @@ def test_contenders_take_turns_and_are_compared_within_a_round():
     assert timings["ours"].rates == [16, 8]
     assert timings["Pillow"].rates == [4, 2]
     assert timings["ours"].ratios == [4, 4]
-    assert (timings["ours"].rate, timings["ours"].ratio) == (12, 4)
 
 
 def test_the_command_writes_both_reports_and_leaves_nothing_else(tmp_path, tiny):

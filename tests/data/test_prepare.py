@@ -327,7 +327,7 @@ def test_what_was_read_before_a_fault_is_not_read_again(raw_copy, raw, tmp_path)
     path.write_bytes(good)
     read = []
     before = room.ingest.ingest
-    room.ingest.ingest = lambda item, *rest: read.append(item.name) or before(item, *rest)
+    room.ingest.ingest = lambda item, *rest, **more: read.append(item.name) or before(item, *rest, **more)
     try:
         run("camvid", root, tmp_path / "store")
     finally:
@@ -462,6 +462,20 @@ def test_a_damaged_jpeg_is_an_error_where_pixels_are_labelled(raw_copy, tmp_path
     made = run(name, root, tmp_path / "store", allow=("damaged-jpeg",) if name == "mapillary" else ())
     found = [(fault.where, fault.severity) for fault in made.faults if fault.kind == "damaged-jpeg"]
     assert found == [(str(path), "warning")]
+
+
+def test_what_was_allowed_once_is_not_allowed_when_the_command_goes_on(raw_copy, tmp_path):
+    root = raw_copy("mapillary")
+    path = sorted(root.rglob("*.jpg"))[0]
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + b"\xff\xd9")
+    label = sorted(root.rglob("validation/labels/*.png"))[-1]
+    good = label.read_bytes()
+    label.write_bytes(good[:-20])
+    with pytest.raises(FaultsFound):
+        run("mapillary", root, tmp_path / "store", allow=("damaged-jpeg",))
+    label.write_bytes(good)
+    assert refused("mapillary", root, tmp_path / "store").startswith(f"{path}: is damaged (")
 
 
 def test_a_class_that_train_never_shows_is_said(raw_copy, tmp_path):

@@ -163,3 +163,11 @@ def test_files_beside_the_dataset_are_left_alone(raw_copy, name):
         (folder / "__MACOSX" / "a.png").write_bytes(b"x")
     assert errors(name, root) == []
     assert {split: len(items) for split, items in SOURCES[name].scan(root).splits.items()} == SPLITS[name]
+
+
+def test_the_parameters_name_the_layouts_that_there_are():
+    from typing import get_args
+
+    from mmseg_cli.params import Layout
+
+    assert set(get_args(Layout)) == set(SOURCES)

@@ -499,22 +499,20 @@ def test_a_jpeg_that_is_filled_with_grey_is_damaged(how):
     buffer = io.BytesIO()
     Image.fromarray(textured(96, 128)).save(buffer, "JPEG", quality=90)
     content = buffer.getvalue()
-    assert verify.check_jpeg_data(FILE, content) is None
+    assert verify.jpeg_damage(content) is None
     third = len(content) // 3
     spoilt = {
         "half": content[: len(content) // 2] + b"\xff\xd9",
         "cut out": content[:third] + content[third + 2000 :],
         "zeros": content[:third] + bytes(2000) + content[third + 2000 :],
     }
-    fault = verify.check_jpeg_data(FILE, spoilt[how])
-    assert fault is not None
-    assert fault.kind == "damaged-jpeg"
+    assert (verify.jpeg_damage(spoilt[how]) or "").startswith("is damaged (")
 
 
 def test_a_few_stray_bytes_in_a_jpeg_do_no_harm():
     buffer = io.BytesIO()
     Image.fromarray(textured(96, 128)).save(buffer, "JPEG", quality=90)
-    assert verify.check_jpeg_data(FILE, buffer.getvalue()[:-2] + b"\x00\x01\x02\xff\xd9") is None
+    assert verify.jpeg_damage(buffer.getvalue()[:-2] + b"\x00\x01\x02\xff\xd9") is None
 
 
 def textured(height, width):

@@ -15,7 +15,7 @@ import numpy as np
 
 from mmseg_cli.data.faults import Fault
 from mmseg_cli.data.overview.summary import Summary, percent, printable, shortened, summarise
-from mmseg_cli.data.store import Store, open_store
+from mmseg_cli.data.store import MANIFEST, Store, open_store
 from mmseg_cli.files import atomic, require_writable, sha256, write_text
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def _verification(summary: Summary, faults: Sequence[Fault], root: Path | None) 
 
 def _bytes(store: Store, splits: Sequence[str]) -> int:
     """The size of the store's own files, whatever else lies beside them."""
-    names = ["manifest.json", *(f"{split}.{kind}" for split in splits for kind in ("records", "index.npz"))]
+    names = [MANIFEST, *(f"{split}.{kind}" for split in splits for kind in ("records", "index.npz"))]
     return sum((store.folder / name).stat().st_size for name in names)
 
 
@@ -266,7 +266,7 @@ def text(
         ("parameters", _parameters(manifest["parameters"])),
         *(("found", _relative(note, root)) for note in notes),
         ("store", f"{_bytes(store, splits):,} bytes, format {manifest['format']}"),
-        ("manifest", f"sha256 {sha256(store.folder / 'manifest.json')}"),
+        ("manifest", f"sha256 {sha256(store.folder / MANIFEST)}"),
         ("code", manifest.get("code", "unknown")),
     ]
     lines = [f"# Data: {_text(name)}", "", *_table(["", ""], [(key, _text(value)) for key, value in facts], texts=2)]
