@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import resource
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,10 +20,18 @@ from mmseg_cli.errors import MmsegError, ResourceError
 def refusal(path: Path, error: OSError) -> MmsegError:
     """The user's error behind a failed write: no space (exit 4), or a place that cannot be written (exit 2)."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return ResourceError(path, "no space left on the disk", "free some and run the same command again")
+        return ResourceError(path, no_space(path, error), "free some and run the same command again")
     taken = error.errno in (errno.EISDIR, errno.EEXIST, errno.ENOTDIR)
     todo = "choose another place, something else is there" if taken else "check its permissions"
     return MmsegError(path, f"cannot be written ({error.strerror or error})", todo)
+
+
+def no_space(path: Path, error: OSError) -> str:
+    """What a full disk, quota or limit on file sizes has to say, in bytes."""
+    if error.errno == errno.EFBIG:
+        return f"is larger than the limit on file sizes ({resource.getrlimit(resource.RLIMIT_FSIZE)[0]:,} bytes)"
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    return f"no space left on the disk ({shutil.disk_usage(there).free:,} bytes free)"
 
 
 def fsync_folder(folder: Path) -> None:

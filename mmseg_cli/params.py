@@ -39,6 +39,7 @@ def _number(value: Any) -> Any:
 Real = Annotated[float, BeforeValidator(_number)]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[Real, Field(ge=0, le=1)]
+Coefficient = Annotated[Real, Field(ge=0)]
 Name = Annotated[str, Field(pattern=NAME)]
 Size = Annotated[list[Positive], Field(min_length=2, max_length=2)]
 Layout = Literal["imagenet", "mapillary", "cityscapes", "camvid", "ade20k", "folder"]
@@ -157,10 +158,11 @@ class Augment(Section):
 
 class SegmentationAugment(Augment):
     """`scale` is the zoom of a crop, `blur` the share of blurred crops, `class_uniform` the share of crops that are
-    centred on a uniformly drawn class."""
+    centred on a uniformly drawn class (Zhu et al. 2019), and `uniform_last` the number of last steps without them."""
 
     blur: Fraction
     class_uniform: Fraction
+    uniform_last: Annotated[int, Field(ge=0)]
 
 
 class RandAugment(Section):
@@ -179,8 +181,54 @@ class ClassificationAugment(Augment):
     cutmix: Annotated[Real, Field(ge=0)]
 
 
+class Lookahead(Section):
+    """The Lookahead optimizer around another one (arXiv 1907.08610): every `k` steps the slow weights go the share
+    `alpha` of the way to the fast ones, which start again from there."""
+
+    k: Positive
+    alpha: Annotated[Real, Field(gt=0, le=1)]
+
+
+class Ema(Section):
+    """An exponential moving average of the weights, evaluated in their place (Polyak and Juditsky 1992)."""
+
+    decay: Annotated[Real, Field(gt=0, lt=1)]
+
+
+class Loss(Section):
+    """The coefficients of a segmentation's losses; what is left out is 0. See `mmseg_cli.training.losses`.
+
+    `ohem_threshold` and `ohem_min_share` go with `ohem`: which pixels are hard, and the share that is kept at least.
+    """
+
+    cross_entropy: Coefficient = 0
+    ohem: Coefficient = 0
+    dice: Coefficient = 0
+    lovasz: Coefficient = 0
+    rmi: Coefficient = 0
+    ohem_threshold: Fraction | None = None
+    ohem_min_share: Fraction | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Loss:
+        if not any(self.coefficients().values()):
+            raise ValueError("give at least one loss a coefficient above 0")
+        complete = self.ohem_threshold is not None and self.ohem_min_share is not None
+        if bool(self.ohem) != complete:
+            raise ValueError("ohem, ohem_threshold and ohem_min_share go together")
+        return self
+
+    def coefficients(self) -> dict[str, float]:
+        """The coefficient of each loss, by name."""
+        return {name: getattr(self, name) for name in ("cross_entropy", "ohem", "dice", "lovasz", "rmi")}
+
+
 class Stage(Section):
     """One rung of the ladder. `steps: 0` leaves it out: the weights before it pass through.
+
+    `norm_batch` is the number of samples behind one batch-norm statistic, over all processes; `batch / norm_batch`
+    parts are accumulated before an update. `precision` is the type of automatic mixed precision. `precise_bn` is the
+    number of norm batches that the statistics of averaged weights (`lookahead`, `ema`) are estimated from.
 
     Nothing here has a default: what decides a result stands in the preset, where DVC sees it.
     """
@@ -188,10 +236,16 @@ class Stage(Section):
     dataset: Name
     steps: Annotated[int, Field(ge=0)]
     batch: Positive
+    norm_batch: Positive
     crop: Size
+    precision: Literal["float32", "bfloat16", "float16"]
     optimizer: Literal["sgd", "adamw"]
     learning_rate: Annotated[Real, Field(gt=0)]
     weight_decay: Annotated[Real, Field(ge=0)]
+    lookahead: Lookahead | None
+    ema: Ema | None
+    precise_bn: Annotated[int, Field(ge=0)]
+    stochastic_depth: Annotated[Real, Field(ge=0, lt=1)]
     warmup_steps: Annotated[int, Field(ge=0)]
     schedule: Literal["poly", "cosine", "constant"]
     power: Annotated[Real, Field(gt=0)]
@@ -199,6 +253,12 @@ class Stage(Section):
     clip_norm: Annotated[Real, Field(gt=0)] | None
     validate_every: Positive
     checkpoint_every: Positive
+
+    @model_validator(mode="after")
+    def _whole_parts(self) -> Self:
+        if self.batch % self.norm_batch:
+            raise ValueError("batch must be a multiple of norm_batch")
+        return self
 
 
 class ClassificationStage(Stage):
@@ -208,9 +268,12 @@ class ClassificationStage(Stage):
 
 
 class SegmentationStage(Stage):
-    """A rung that learns the class of every pixel."""
+    """A rung that learns the class of every pixel. `deep_supervision` is the coefficient of the mean loss of auxiliary
+    heads at every decoder level, 0 for none."""
 
+    loss: Loss
     class_weights: Literal["none", "inverse-log"]
+    deep_supervision: Coefficient
     augment: SegmentationAugment
 
 
@@ -246,12 +309,24 @@ class Ablate(Section):
 
 
 class Runtime(Section):
-    """The process. None of these changes what is computed, except for the last bits of a sum."""
+    """The machine. None of these changes what is computed, except for the last bits of a sum.
+
+    `devices` processes train together, `auto` being one for each GPU. `micro_batch` is the number of samples that a
+    process works on at once where no batch norm fixes it; None is all of `norm_batch`'s share. `recompute` is
+    activation checkpointing: the inside of each block is computed a second time instead of kept. `deterministic` gives
+    equal bits on the same machine type and thread count. `validation_batch` images of equal size are validated at once.
+    """
 
     device: str
+    devices: Positive | Literal["auto"]
     workers: Annotated[int, Field(ge=0)]
     threads: Positive | None
     channels_last: bool
+    micro_batch: Positive | None
+    recompute: bool
+    compile: bool
+    deterministic: bool
+    validation_batch: Positive
 
 
 class Tracking(Section):

@@ -38,7 +38,11 @@ class Paths:
 
     def work(self, stage: str, run: str, key: str) -> Path:
         """Resumable state of one run of a stage; outside DVC's outs, which DVC deletes when a stage starts."""
-        return self.root / ".work" / stage / f"{run}-{key}"
+        return self.root / ".work" / f"{self.preset}-{stage}" / f"{run}-{key}"
+
+    def lock(self, stage: str, run: str) -> Path:
+        """The lock of one run of a stage: one process at a time, whatever the parameters."""
+        return self.root / ".work" / f"{self.preset}-{stage}" / f"{run}.lock"
 
     def run(self, stage: str, run: str) -> Path:
         """What a stage leaves of one run: weights, history and record, or pictures."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -10,11 +11,13 @@ import os
 import platform
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from mmseg_cli.errors import Interrupted, MmsegError
 
@@ -32,8 +35,45 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def pick_device(name: str) -> torch.device:
+@dataclass(frozen=True)
+class Place:
+    """Which of several processes this is, as torchrun and `mmseg train --devices` tell it.
+
+    Attributes:
+        rank: among all.
+        world: how many there are.
+        local_rank: among those of this machine.
+        local_world: how many this machine has.
+    """
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+
+
+def place() -> Place | None:
+    """This process's place among several; None for one that was started alone.
+
+    Raises:
+        MmsegError: the environment says it by halves.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    if not all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR")):
+        return None
+    try:
+        return Place(*(int(os.environ[name]) for name in names))
+    except (KeyError, ValueError):
+        raise MmsegError(
+            ", ".join(names), "not all are numbers in the environment", "start it with torchrun or --devices"
+        ) from None
+
+
+def pick_device(name: str, *, local_rank: int = 0) -> torch.device:
     """`auto` (CUDA where there is one, else CPU) or any torch device name.
+
+    Args:
+        local_rank: of several processes of this machine each takes the GPU of its number.
 
     Raises:
         MmsegError: the device is not on this machine.
@@ -41,9 +81,11 @@ def pick_device(name: str) -> torch.device:
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if name == "cuda":
+            device = torch.device("cuda", local_rank)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise MmsegError("runtime.device", f"{name!r} is not usable here ({error})", "set it to auto or cpu") from error
@@ -51,16 +93,30 @@ def pick_device(name: str) -> torch.device:
 
 
 def limit_threads(threads: int | None) -> None:
-    """Let torch use `threads` CPU threads; None leaves its own choice, one per core."""
+    """Let torch use `threads` CPU threads; None is one per core, shared out among the processes of this machine."""
     import torch
 
+    where = place()
+    if threads is None and where is not None and where.local_world > 1:
+        threads = max(1, len(os.sched_getaffinity(0)) // where.local_world) if sys.platform == "linux" else 1
     if threads is not None:
         torch.set_num_threads(threads)
 
 
+def be_deterministic() -> None:
+    """Take algorithms that give equal bits every time on one machine type and thread count, or raise where there is
+    none."""
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
 def die_with_parent() -> None:
-    """Under DVC, ask the kernel for SIGTERM when DVC dies: a killed `dvc repro` must leave no trainer behind."""
-    if "DVC_STAGE" in os.environ and sys.platform == "linux":
+    """Under DVC or a launcher, ask the kernel for SIGTERM when it dies: a killed `dvc repro` must leave no trainer
+    behind."""
+    if sys.platform == "linux" and not {"DVC_STAGE", "TORCHELASTIC_RUN_ID"}.isdisjoint(os.environ):
         parent = os.getppid()
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
         if os.getppid() != parent:  # it died before the request
@@ -89,47 +145,77 @@ class StopRequest:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def raise_if_set(self, where: Path, what: str) -> None:
-        """Raise Interrupted (exit code 128 + n) if a signal has come."""
-        if self.signal_number is not None:
-            name = signal.Signals(self.signal_number).name
-            raise Interrupted(where, self.signal_number, f"stopped by {name}, {what}")
+
+def interrupted(where: Path, signal_number: int, what: str) -> Interrupted:
+    """The error (exit code 128 + n) that ends a command after a signal; the caller raises it."""
+    return Interrupted(where, signal_number, f"stopped by {signal.Signals(signal_number).name}, {what}")
 
 
 @contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Hold the lock of `folder` inside the block; the lock goes with the process, however that ends.
+def only_one(lock: Path) -> Iterator[None]:
+    """Hold the file `lock` inside the block; the lock goes with the process, however that ends.
 
     Raises:
-        MmsegError: another process, which the message names, holds it.
+        MmsegError: another process, which the message names, holds it, or the file cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a+") as file:
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        opened = lock.open("a+")
+    except OSError as error:
+        raise MmsegError(lock, f"cannot be written ({error.strerror})", "check its permissions") from error
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise MmsegError(
-                folder, f"process {holder} is already at work on this run", "wait for it to end, or stop it"
-            ) from None
+            what = f"process {_holder(file)} is already at work on this run"
+            raise MmsegError(lock, what, "wait for it to end, or stop it") from None
         file.seek(0)
         file.truncate()
         file.write(f"{os.getpid()}\n")
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            file.truncate(0)
 
 
-def failpoint(name: str) -> None:
-    """Kill this process here if MMSEG_FAILPOINT is `name`, or `name:N` at the N-th call. For tests of interruption."""
+def _holder(file: IO[str]) -> str:
+    """The process that a lock file names: it may have taken the lock and have yet to write its name."""
+    for _ in range(20):
+        file.seek(0)
+        name = file.read().strip()
+        if name.isdigit() and Path("/proc/self").exists() and Path(f"/proc/{name}").exists():
+            return name
+        time.sleep(0.05)
+    return name or "unknown"
+
+
+def failpoint(name: str, *, at: int | None = None) -> None:
+    """Do harm here if MMSEG_FAILPOINT names this point; for tests of interruption, inert when unset.
+
+    It reads `name`, `name:N` or either with `=action`. N is `at` where the point has a number, else the N-th call; the
+    action is `kill` (SIGKILL, what is meant where none is named), `term`, `int`, `usr1` (signals), `full` (ENOSPC) or
+    `memory` (MemoryError).
+    """
     wanted = os.environ.get("MMSEG_FAILPOINT")
     if wanted is None:
         return
-    point, _, count = wanted.rpartition(":") if wanted.rsplit(":", 1)[-1].isdigit() else (wanted, "", "1")
-    if point == name:
-        _passed[name] = _passed.get(name, 0) + 1
-        if _passed[name] == int(count):
-            os.kill(os.getpid(), signal.SIGKILL)
+    wanted, _, action = wanted.partition("=")
+    point, _, count = wanted.rpartition(":") if wanted.rsplit(":", 1)[-1].isdigit() else (wanted, "", "")
+    if point != name:
+        return
+    _passed[name] = _passed.get(name, 0) + 1
+    if (at if at is not None else _passed[name]) != int(count or (at if at is not None else 1)):
+        return
+    match action or "kill":
+        case "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        case "memory":
+            raise MemoryError
+        case "kill" | "term" | "int" | "usr1" as number:
+            os.kill(os.getpid(), signal.Signals[f"SIG{number.upper()}"])
+        case other:
+            raise MmsegError("MMSEG_FAILPOINT", f"unknown action {other!r}", "kill, term, int, usr1, full or memory")
 
 
 def code_hash(parts: Sequence[str]) -> str:

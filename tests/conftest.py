@@ -20,6 +20,10 @@ from ruamel.yaml import YAML
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+# The networks of the tests have some thousand weights: a second thread waits for the first, spinning. Read when torch is
+# imported, here or in a process that a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 settings.register_profile("steady", deadline=None, derandomize=True, database=None)
 settings.load_profile("steady")
 
@@ -115,7 +119,7 @@ def _tiny(content: Any) -> None:
     for dataset in content["datasets"]:
         content["datasets"][dataset] = {"source": "disk"}
     content["network"].update({"width": 4, "levels": 2, "stem_stride": 2, "depth": 1})
-    small = {"steps": 4, "batch": 2, "crop": [32, 32], "checkpoint_every": 2, "warmup_steps": 2}
+    small = {"steps": 4, "batch": 2, "norm_batch": 2, "crop": [32, 32], "checkpoint_every": 2, "warmup_steps": 2}
     for stage in ("pretrain_imagenet", "pretrain_mapillary", "train"):
         content[stage].update(small)
     content["evaluate"]["overlays"] = 2

@@ -98,7 +98,8 @@ def test_a_full_disk_is_a_lack_of_resources():
         refused = files.refusal(Path("reports/x.json"), error)
     assert isinstance(refused, ResourceError)
     assert refused.exit_code == 4
-    assert str(refused).startswith("reports/x.json: no space left on the disk: ")
+    assert str(refused).startswith("reports/x.json: no space left on the disk (")
+    assert " bytes free): " in str(refused)
 
 
 def test_new_folder_replaces_the_whole_folder(tmp_path):

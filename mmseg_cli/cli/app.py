@@ -9,12 +9,13 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
-from mmseg_cli.cli import data
+from mmseg_cli.cli import data, doctor, plan
 from mmseg_cli.cli.common import Preset, example, load, track, with_preset
 from mmseg_cli.errors import INTERRUPTED, MmsegError, ResourceError
 
@@ -73,6 +74,8 @@ app.command(
     ),
 )(data.prepare)
 app.command(epilog=example("mmseg inspect data/demo/cityscapes"))(data.inspect)
+app.command(epilog=example("mmseg doctor --preset paper"))(doctor.doctor)
+app.command(epilog=example("mmseg plan paper", "mmseg plan paper --gpus 8x80GB"))(plan.plan)
 bench_app = typer.Typer(
     no_args_is_help=True,
     help="Measure how fast this machine is, against the usual ways.",
@@ -82,28 +85,94 @@ bench_app.command("data", epilog=example("mmseg bench data", "mmseg bench data -
 app.add_typer(bench_app, name="bench")
 
 
-def _train(stage: str, *, preset: str, variant: str | None, seed: int | None, next_command: str) -> None:
+DevicesOption = Annotated[
+    str | None,
+    typer.Option(help="Processes that train together, `auto` for one on each GPU; runtime.devices if left out."),
+]
+
+
+def _train(
+    stage: str, *, preset: str, variant: str | None, seed: int | None, devices: str | None, next_command: str
+) -> None:
     """One rung of the ladder; the three commands differ only in its name."""
     paths, params = load(preset)
     name, seed = _grid_point(params, variant, seed)
+    from mmseg_cli import runtime
+    from mmseg_cli.paths import run_name
+
+    place = runtime.place()
+    lock = paths.lock(stage, run_name(name, seed))
+    wanted = _devices(devices, params)
+    if place is None and wanted != 1:
+        with runtime.only_one(lock):
+            pass  # a fault that is there before the processes start; the first of them holds it for good
+        from mmseg_cli.training import launch
+
+        processes = launch.count(wanted, device=params.runtime.device)
+        if processes > 1:
+            again = [*COMMANDS[stage], "--preset", preset, "--variant", name, "--seed", str(seed)]
+            code = launch.launch(again, processes=processes)
+            if code:
+                raise typer.Exit(code)
+            return
+    if place is not None and place.rank > 0:
+        _train_beside(stage, paths=paths, params=params, variant=name, seed=seed)
+        return
+    with runtime.only_one(lock):
+        _train_and_tell(stage, paths=paths, params=params, variant=name, seed=seed, next_command=next_command)
+
+
+COMMANDS = {
+    "pretrain_imagenet": ("pretrain", "imagenet"),
+    "pretrain_mapillary": ("pretrain", "mapillary"),
+    "train": ("train",),
+}
+
+
+def _devices(option: str | None, params: Params) -> int | str:
+    if option is None:
+        return params.runtime.devices
+    if option != "auto" and not (option.isdigit() and int(option) > 0):
+        raise MmsegError("--devices", f"{option!r} is not a number of processes", "give 1, 2, ... or auto")
+    return option if option == "auto" else int(option)
+
+
+def _train_beside(stage: str, *, paths: Paths, params: Params, variant: str, seed: int) -> None:
+    """Train in a process that is not the first of several: it writes nothing and says nothing."""
+    from mmseg_cli.cli.screen import Silence
+    from mmseg_cli.training.stages import run_stage
+
+    run_stage(
+        stage,
+        params=params,
+        paths=paths,
+        variant=variant,
+        seed=seed,
+        screen=Silence(),
+        log=lambda metrics, step: None,
+    )
+
+
+def _train_and_tell(stage: str, *, paths: Paths, params: Params, variant: str, seed: int, next_command: str) -> None:
+    """Train in the only process, or the first of several."""
     from mmseg_cli.cli import screen
     from mmseg_cli.paths import run_name
 
-    run = f"{stage}/{run_name(name, seed)}"
-    settings = {"network": params.network_of(name), stage: getattr(params, stage).model_dump(), "seed": seed}
-    with track(paths, params, run=run, section={"variant": name, **settings}) as tracker:
+    run = f"{stage}/{run_name(variant, seed)}"
+    settings = {"network": params.network_of(variant), stage: getattr(params, stage).model_dump(), "seed": seed}
+    with track(paths, params, run=run, section={"variant": variant, **settings}) as tracker:
         from mmseg_cli.training.stages import run_stage
 
         with screen.Screen(run, unit="steps") as show:
             trained = run_stage(
-                stage, params=params, paths=paths, variant=name, seed=seed, screen=show, log=tracker.log
+                stage, params=params, paths=paths, variant=variant, seed=seed, screen=show, log=tracker.log
             )
         tracker.close(summary=trained.figures)
     figures = [(key.replace("_", " "), _percent(value)) for key, value in trained.figures.items()]
     screen.panel(
         run,
         [*figures, ("run", str(trained.folder)), ("how", trained.note)],
-        next_command=with_preset(preset, f"{next_command} --variant {name} --seed {seed}"),
+        next_command=with_preset(paths.preset, f"{next_command} --variant {variant} --seed {seed}"),
     )
 
 
@@ -113,22 +182,25 @@ def pretrain(
     preset: Preset = "demo",
     variant: VariantOption = None,
     seed: SeedOption = None,
+    devices: DevicesOption = None,
 ) -> None:
     """Pretrain encoder and decoder: ImageNet classification first, then Mapillary segmentation.
 
     The same command goes on with an interrupted run.
     """
     after = {"imagenet": "mmseg pretrain mapillary", "mapillary": "mmseg train"}[rung]
-    _train(f"pretrain_{rung}", preset=preset, variant=variant, seed=seed, next_command=after)
+    _train(f"pretrain_{rung}", preset=preset, variant=variant, seed=seed, devices=devices, next_command=after)
 
 
-@app.command(epilog=example("mmseg train --preset camvid-small --variant mbconv --seed 1"))
-def train(preset: Preset = "demo", variant: VariantOption = None, seed: SeedOption = None) -> None:
+@app.command(epilog=example("mmseg train --preset camvid-small --variant mbconv", "mmseg train --devices 8"))
+def train(
+    preset: Preset = "demo", variant: VariantOption = None, seed: SeedOption = None, devices: DevicesOption = None
+) -> None:
     """Train segmentation, from the pretrained weights where the preset has them.
 
-    The same command goes on with an interrupted run.
+    The same command goes on with an interrupted run. On several machines: `torchrun --nnodes ... -m mmseg_cli train`.
     """
-    _train("train", preset=preset, variant=variant, seed=seed, next_command="mmseg evaluate")
+    _train("train", preset=preset, variant=variant, seed=seed, devices=devices, next_command="mmseg evaluate")
 
 
 @app.command(epilog=example("mmseg evaluate --preset camvid-small --variant mbconv --seed 1"))
@@ -343,13 +415,34 @@ def ablate(
 def _as_error(error: Exception) -> MmsegError | None:
     """The user's error behind an exception that the machine raised; None where it is a bug of ours."""
     memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if memory or "can't allocate memory" in str(error):
-        todo = "set a smaller batch or crop, or use a larger machine"
+    if memory or "can't allocate memory" in str(error) or "DefaultCPUAllocator" in str(error):
+        todo = (
+            "set runtime.recompute: true or more runtime.devices, which change no result; a smaller batch, norm_batch"
+            " or crop does. `mmseg plan` says what fits"
+        )
         return ResourceError("memory", "does not suffice for this step", todo)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = error.filename or "disk"
-        return ResourceError(where, "no space left", "free some and run the same command again")
+        from mmseg_cli.files import no_space
+
+        where = Path(error.filename or ".")
+        return ResourceError(where, no_space(where, error), "free some and run the same command again")
     return None
+
+
+def _is_told_elsewhere(error: Exception, known: MmsegError | None) -> bool:
+    """Whether another of several processes says why they end: the first of a machine for what all of them meet, and the
+    one that failed where the others only notice that it is gone."""
+    from mmseg_cli.runtime import place
+
+    where = place()
+    if where is None or where.world == 1:
+        return False
+    if known is None:
+        return isinstance(error, RuntimeError) and any(word in str(error) for word in GONE)
+    return where.local_rank > 0 and not isinstance(known, ResourceError)
+
+
+GONE = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "NCCL", "TCPStore")
 
 
 def _end(signal_number: int, _frame: FrameType | None) -> None:
@@ -365,9 +458,11 @@ def main() -> None:
         app()
     except Exception as error:
         known = error if isinstance(error, MmsegError) else _as_error(error)
-        if known is None:
+        silent = _is_told_elsewhere(error, known)
+        if known is None and not silent:
             raise
         if os.environ.get("MMSEG_DEBUG"):
             traceback.print_exc()
-        sys.stderr.write(f"mmseg: error: {known}\n")
-        sys.exit(known.exit_code)
+        elif not silent:
+            sys.stderr.write(f"mmseg: error: {known}\n")
+        sys.exit(1 if known is None else known.exit_code)

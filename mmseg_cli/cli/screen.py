@@ -131,3 +131,19 @@ class Screen:
     def _plain(self, text: str) -> None:
         if not self._live:
             self.note(text)
+
+
+class Silence:
+    """The screen of a process that is not the first of several: only warnings of its own."""
+
+    def begin(self, *, total: int, done: int = 0) -> None:
+        """Nothing."""
+
+    def step(self, step: Step) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def warn(self, text: str) -> None:
+        """Nothing: the first process says the same."""

@@ -5,7 +5,9 @@ Shapes: B = batch, C = 3 colours, H, W = height, width, K = classes. Images are 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -35,8 +37,10 @@ class SegmentationCrops(Dataset[Batch]):
         colour: strength of the colour jitter.
         blur: share of the crops that are blurred.
         class_uniform: share of the crops that are centred on a uniformly drawn class (Zhu et al. 2019).
+        uniform_from: the step from which on there are none of these (HMSA's last phase); None for never.
+        norm_batch: samples behind one batch-norm statistic; None is the whole batch.
         rank: which of `world` processes this is.
-        world: how many processes share a global batch; each has an equal part of it, in order.
+        world: how many processes share a global batch, see `sampling.positions`.
 
     Raises:
         MmsegError: the batch cannot be shared equally, or there is no class to centre a crop on.
@@ -51,18 +55,23 @@ class SegmentationCrops(Dataset[Batch]):
     colour: float
     blur: float
     class_uniform: float
+    uniform_from: int | None = None
+    norm_batch: int | None = None
     rank: int = 0
     world: int = 1
 
     def __post_init__(self) -> None:
-        sampling.positions(batch=self.batch, rank=self.rank, world=self.world)
+        _own(self)
         if self.class_uniform and not len(self.split.classes_with_centroids()):
             raise MmsegError(self.split.folder, "no label names a class", "set augment.class_uniform: 0")
 
-    def _place(self, draw: sampling.Draw) -> tuple[int, transforms.Region]:
+    def _draw(self, step: int, position: int) -> sampling.Draw:
+        return sampling.draw(seed=self.seed, step=step, position=position, batch=self.batch, items=len(self.split))
+
+    def _place(self, draw: sampling.Draw, step: int) -> tuple[int, transforms.Region]:
         """The item that a crop is taken from, and the part of it."""
         share, which, where = draw.focus
-        if share < self.class_uniform:
+        if share < self.class_uniform and (self.uniform_from is None or step < self.uniform_from):
             classes = self.split.classes_with_centroids()
             places = self.split.centroids(int(classes[int(which * len(classes))]))
             item, row, column = places[int(where * len(places))].tolist()
@@ -87,13 +96,17 @@ class SegmentationCrops(Dataset[Batch]):
             image_HWC = transforms.jitter_colour(image_HWC, strength=self.colour, colour=draw.colour)
         return transforms.blur(image_HWC, probability=self.blur, numbers=draw.blur)
 
+    def items(self, step: int) -> list[int]:
+        """The items that this process's part of a step is made of."""
+        return [self._place(self._draw(step, position), step)[0] for position in _own(self)]
+
     def __getitem__(self, step: int) -> Batch:
-        part = sampling.positions(batch=self.batch, rank=self.rank, world=self.world)
+        part = _own(self)
         image_BHWC = np.empty((len(part), *self.crop, 3), dtype=np.uint8)
         label_BHW = np.empty((len(part), *self.crop), dtype=np.uint8)
         for row, position in enumerate(part):
-            draw = sampling.draw(seed=self.seed, step=step, position=position, batch=self.batch, items=len(self.split))
-            item, region = self._place(draw)
+            draw = self._draw(step, position)
+            item, region = self._place(draw, step)
             assert self.split.size(item) == self.split.label_size(item), "training labels have their image's size"
             flip = self.flip and draw.flip
             transforms.put_image(image_BHWC[row], self._image(item, region, draw), flip=flip)
@@ -130,11 +143,12 @@ class ClassificationCrops(Dataset[Batch]):
     mixup: float
     cutmix: float
     classes: int
+    norm_batch: int | None = None
     rank: int = 0
     world: int = 1
 
     def __post_init__(self) -> None:
-        sampling.positions(batch=self.batch, rank=self.rank, world=self.world)
+        _own(self)
         if self.rand_augment or self.mixup or self.cutmix:
             transforms.torchvision_v2()  # once, before the worker processes start
 
@@ -160,7 +174,11 @@ class ClassificationCrops(Dataset[Batch]):
             out_HWC[:] = transforms.rand_augment(out_HWC, ops=ops, magnitude=magnitude, key=draw.key)
         return self.split.target(draw.item)
 
-    def _plain(self, step: int, part: range) -> tuple[NDArray[np.uint8], list[int]]:
+    def items(self, step: int) -> list[int]:
+        """The items that this process's part of a step is made of; of a mixed pair, each its own."""
+        return [self._draw(step, position).item for position in _own(self)]
+
+    def _plain(self, step: int, part: Sequence[int]) -> tuple[NDArray[np.uint8], list[int]]:
         """image_BHWC and the classes of some positions, not mixed."""
         image_BHWC = np.empty((len(part), *self.crop, 3), dtype=np.uint8)
         targets = [self._put(image_BHWC[row], self._draw(step, position)) for row, position in enumerate(part)]
@@ -183,32 +201,60 @@ class ClassificationCrops(Dataset[Batch]):
         )
 
     def __getitem__(self, step: int) -> Batch:
-        part = sampling.positions(batch=self.batch, rank=self.rank, world=self.world)
+        own = _own(self)
         if not (self.mixup or self.cutmix):
-            image_BHWC, targets = self._plain(step, part)
+            image_BHWC, targets = self._plain(step, own)
             return torch.from_numpy(image_BHWC).permute(0, 3, 1, 2), torch.tensor(targets)
-        pairs = range(part.start - part.start % 2, min(part.stop + part.stop % 2, self.batch))
-        image_BHWC, targets = self._plain(step, pairs)
+        pairs = sorted({position - position % 2 for position in own})  # by their first position
+        part = [position for first in pairs for position in (first, first + 1) if position < self.batch]
+        image_BHWC, targets = self._plain(step, part)
         target_BK = np.eye(self.classes, dtype=np.float32)[targets]
-        for row in range(0, len(pairs) - 1, 2):
+        for row in range(0, len(part) - 1, 2):
             pair = slice(row, row + 2)
-            image_BHWC[pair], target_BK[pair] = self._mix(step, pairs[row], image_BHWC[pair], targets[pair])
-        own = slice(part.start - pairs.start, part.stop - pairs.start)
-        return torch.from_numpy(image_BHWC[own]).permute(0, 3, 1, 2), torch.from_numpy(target_BK[own])
+            image_BHWC[pair], target_BK[pair] = self._mix(step, part[row], image_BHWC[pair], targets[pair])
+        rows = [part.index(position) for position in own]
+        return torch.from_numpy(image_BHWC[rows]).permute(0, 3, 1, 2), torch.from_numpy(target_BK[rows])
+
+
+def _own(crops: SegmentationCrops | ClassificationCrops) -> list[int]:
+    """The positions of this process."""
+    norm_batch = crops.batch if crops.norm_batch is None else crops.norm_batch
+    return sampling.positions(batch=crops.batch, norm_batch=norm_batch, rank=crops.rank, world=crops.world)
 
 
 @dataclass(frozen=True)
 class WholeImages(Dataset[Batch]):
-    """Validation images one by one at the stored size with labels at native size: (image_1CHW, label_1HW) uint8."""
+    """Validation images at the stored size with labels at native size: (image_BCHW, label_BHW) uint8.
+
+    Neighbours of equal size come together, `batch` at most; the others one by one. How they are grouped depends on
+    nothing else, so that several processes, which have every world-th batch, predict what a single one does.
+    """
 
     split: Split
+    batch: int = 1
+
+    @cached_property
+    def _groups(self) -> list[range]:
+        groups: list[range] = []
+        for item in range(len(self.split)):
+            last = groups[-1] if groups else range(0)
+            if 0 < len(last) < self.batch and self._sizes(last.start) == self._sizes(item):
+                groups[-1] = range(last.start, item + 1)
+            else:
+                groups.append(range(item, item + 1))
+        return groups
+
+    def _sizes(self, item: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        return self.split.size(item), self.split.label_size(item)
 
     def __len__(self) -> int:
-        return len(self.split)
+        return len(self._groups)
 
-    def __getitem__(self, item: int) -> Batch:
-        image_HWC, label_HW = self.split.image(item), self.split.label(item)
-        return torch.from_numpy(image_HWC.copy()).permute(2, 0, 1)[None], torch.from_numpy(label_HW.copy())[None]
+    def __getitem__(self, index: int) -> Batch:
+        group = self._groups[index]
+        image_BHWC = np.stack([self.split.image(item) for item in group])
+        label_BHW = np.stack([self.split.label(item) for item in group])
+        return torch.from_numpy(image_BHWC).permute(0, 3, 1, 2), torch.from_numpy(label_BHW)
 
 
 @dataclass(frozen=True)
@@ -240,6 +286,8 @@ def steps_loader(batches: Dataset[Batch], *, start: int, stop: int, workers: int
     )
 
 
-def items_loader(batches: WholeImages | CentreCrops, *, workers: int) -> DataLoader[Batch]:
-    """All batches of a validation set once, in order."""
-    return DataLoader(batches, batch_size=None, sampler=range(len(batches)), num_workers=workers)
+def items_loader(
+    batches: WholeImages | CentreCrops, *, workers: int, rank: int = 0, world: int = 1
+) -> DataLoader[Batch]:
+    """All batches of a validation set once, in order; each of `world` processes has every world-th, none is padded."""
+    return DataLoader(batches, batch_size=None, sampler=range(rank, len(batches), world), num_workers=workers)

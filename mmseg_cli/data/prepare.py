@@ -263,7 +263,7 @@ def _staging(out: Path, key: str) -> Iterator[Path]:
     """
     partial = out.with_name(f".{out.name}.partial")
     require_writable(out.parent)
-    with runtime.only_one(partial):
+    with runtime.only_one(partial / "lock"):
         staged, journals = partial / key, partial / f"{key}-journals"
         with _writing(partial):
             old = partial / "old"

@@ -85,14 +85,22 @@ def draw(*, seed: int, step: int, position: int, batch: int, items: int) -> Draw
     )
 
 
-def positions(*, batch: int, rank: int, world: int) -> range:
-    """The positions of the global batch that one process of several has: an equal, contiguous part.
+def positions(*, batch: int, norm_batch: int, rank: int, world: int) -> list[int]:
+    """The positions of the global batch that one process of several has, in the order in which it works on them.
+
+    Each run of `norm_batch` positions is the sample of one batch-norm statistic, whatever the number of processes;
+    every process has an equal, contiguous part of each.
+
+    Args:
+        batch: the global batch size, a multiple of `norm_batch`.
 
     Raises:
-        MmsegError: the batch cannot be shared out equally.
+        MmsegError: `norm_batch` cannot be shared out equally.
     """
-    share, rest = divmod(batch, world)
+    share, rest = divmod(norm_batch, world)
     if rest:
-        what = f"a global batch of {batch} cannot be shared equally by {world} processes"
-        raise MmsegError("batch", what, f"choose a multiple of {world}")
-    return range(rank * share, (rank + 1) * share)
+        what = f"{norm_batch} samples cannot be shared equally by {world} processes"
+        fits = [str(count) for count in range(1, norm_batch + 1) if norm_batch % count == 0]
+        raise MmsegError("norm_batch", what, f"use {', '.join(fits)} devices; another norm_batch is another experiment")
+    starts = range(rank * share, batch, norm_batch)
+    return [position for start in starts for position in range(start, start + share)]

@@ -32,54 +32,54 @@ def normalise(image_BCHW: Tensor, *, device: torch.device) -> Tensor:
 def segment(
     network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, device: torch.device
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Whole-image predictions at the labels' native size, one image at a time.
+    """Whole-image predictions at the labels' native size, image by image.
 
     The logits, not the classes, are resized to the label, and the label never is.
 
     Args:
-        batches: (image_1CHW uint8, label_1HW uint8), as `mmseg_cli.data.loader.WholeImages` gives them.
+        batches: (image_BCHW uint8, label_BHW uint8), as `mmseg_cli.data.loader.WholeImages` gives them.
 
     Yields:
         image_HWC, predicted_HW and label_HW, all uint8.
     """
     network.eval()
-    for image_1CHW, label_1HW in batches:
-        logits_1KHW = network(normalise(image_1CHW, device=device))
-        if logits_1KHW.shape[-2:] != label_1HW.shape[-2:]:
-            logits_1KHW = F.interpolate(
-                logits_1KHW, size=list(label_1HW.shape[-2:]), mode="bilinear", align_corners=False
+    for image_BCHW, label_BHW in batches:
+        logits_BKHW = network(normalise(image_BCHW, device=device))
+        if logits_BKHW.shape[-2:] != label_BHW.shape[-2:]:
+            logits_BKHW = F.interpolate(
+                logits_BKHW, size=list(label_BHW.shape[-2:]), mode="bilinear", align_corners=False
             )
-        predicted_HW = logits_1KHW.argmax(1)[0].to(torch.uint8).cpu().numpy()
-        yield image_1CHW[0].permute(1, 2, 0).numpy(), predicted_HW, label_1HW[0].numpy()
+        predicted_BHW = logits_BKHW.argmax(1).to(torch.uint8).cpu().numpy()
+        image_BHWC = image_BCHW.permute(0, 2, 3, 1).numpy()
+        yield from zip(image_BHWC, predicted_BHW, label_BHW.numpy(), strict=True)
 
 
 def confusions(
     network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, classes: int, device: torch.device
 ) -> NDArray[np.int64]:
-    """The confusion matrix of every validation image, NKK."""
+    """The confusion matrix of every validation image, NKK; N may be 0."""
     matrices = [
         metrics.confusion(label_HW, predicted_HW, classes=classes)
         for _, predicted_HW, label_HW in segment(network, batches, device=device)
     ]
-    return np.stack(matrices)
+    return np.stack(matrices) if matrices else np.zeros((0, classes, classes), dtype=np.int64)
 
 
 @torch.inference_mode()
-def top_k_accuracy(
+def top_k_counts(
     network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, device: torch.device
-) -> dict[str, float]:
-    """Share of pictures whose class is the first, or among the first five, in [0, 1].
+) -> NDArray[np.int64]:
+    """How many pictures there are, and of how many the class is the first, or among the first five: [total, first,
+    fifth].
 
     Args:
         batches: (image_BCHW uint8, target_B int64).
     """
     network.eval()
-    first = fifth = total = 0
+    counts = np.zeros(3, dtype=np.int64)
     for image_BCHW, target_B in batches:
         logits_BK = network(normalise(image_BCHW, device=device)).cpu()
         best_BK = logits_BK.topk(min(5, logits_BK.shape[1]), dim=1).indices
         hit_BK = best_BK == target_B[:, None]
-        first += int(hit_BK[:, 0].sum())
-        fifth += int(hit_BK.any(dim=1).sum())
-        total += len(target_B)
-    return {"top1": first / total, "top5": fifth / total}
+        counts += (len(target_B), int(hit_BK[:, 0].sum()), int(hit_BK.any(dim=1).sum()))
+    return counts

@@ -1,7 +1,8 @@
 """The blocks that are compared: one class for the inverted-residual family, one for the residual baseline.
 
 A block is a row of :data:`BLOCKS`, not a subclass, so that the table shows all that differs. Every block maps
-``x_BCHW`` to ``(B, out_channels, H, W)``.
+``x_BCHW`` to ``(B, out_channels, H, W)``, and passes its residual branch, where it has a skip, through its attribute
+``drop_path``: the identity, until :func:`mmseg_cli.models.unet.set_stochastic_depth` puts something there.
 
 Shape suffixes: B batch, C channels, H height, W width.
 """
@@ -34,12 +35,13 @@ class Residual(nn.Module):
             self.shortcut = nn.Sequential(
                 layers.conv(in_channels, out_channels, kernel_size=1), layers.norm(norm, out_channels)
             )
+        self.drop_path: nn.Module = nn.Identity()
         self.act2 = layers.activation(activation)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map ``x_BCHW`` to ``(B, out_channels, H, W)``."""
         branch_BCHW = self.norm2(self.conv2(self.act1(self.norm1(self.conv1(x_BCHW)))))
-        y_BCHW: Tensor = self.act2(branch_BCHW + self.shortcut(x_BCHW))
+        y_BCHW: Tensor = self.act2(self.drop_path(branch_BCHW) + self.shortcut(x_BCHW))
         return y_BCHW
 
 
@@ -93,12 +95,13 @@ class InvertedResidual(nn.Module):
         self.project = layers.conv(hidden, out_channels, kernel_size=project_kernel)
         self.project_norm = layers.norm(norm, out_channels)
         self.has_skip = in_channels == out_channels
+        self.drop_path: nn.Module = nn.Identity()
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map ``x_BCHW`` to ``(B, out_channels, H, W)``."""
         hidden_BCHW = self.se(self.depthwise(self.expand(x_BCHW)))
         y_BCHW: Tensor = self.project_norm(self.project(hidden_BCHW))
-        return x_BCHW + y_BCHW if self.has_skip else y_BCHW
+        return x_BCHW + self.drop_path(y_BCHW) if self.has_skip else y_BCHW
 
 
 class Kernels(TypedDict):

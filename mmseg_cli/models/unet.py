@@ -9,6 +9,7 @@ Shape suffixes: B batch, C channels, H height, W width, K classes; a list ``x_LB
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -17,10 +18,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mmseg_cli.errors import MmsegError
 from mmseg_cli.models import layers
-from mmseg_cli.models.blocks import build_block
+from mmseg_cli.models.blocks import InvertedResidual, Residual, build_block
+from mmseg_cli.models.norms import frozen_statistics
 from mmseg_cli.names import LAYOUT_NAMES, unknown_name
 
 
@@ -85,7 +88,67 @@ class Stem(nn.Sequential):
         super().__init__(convs)
 
 
-class DecoderLevel(nn.Module):
+class _Level(nn.Module):
+    """The blocks of one level, under the keys ``block0``, ``block1``, ...
+
+    Attributes:
+        recompute: whether training keeps only the blocks' inputs and computes their insides a second time for the
+            backward pass ("activation checkpointing", arXiv 1604.06174). See :func:`recompute_blocks`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recompute = False
+        self._block_names: tuple[str, ...] = ()
+
+    def _add_blocks(self, blocks: dict[str, nn.Module]) -> None:
+        for name, block in blocks.items():
+            self.add_module(name, block)
+        self._block_names = tuple(blocks)
+
+    def blocks(self) -> list[nn.Module]:
+        """Give the blocks in the order in which they run."""
+        return [self.get_submodule(name) for name in self._block_names]
+
+    def _run_blocks(self, x_BCHW: Tensor) -> Tensor:
+        recompute = self.recompute and self.training and torch.is_grad_enabled()
+        for block in self.blocks():
+            x_BCHW = _checkpointed(block, x_BCHW) if recompute else block(x_BCHW)
+        return x_BCHW
+
+
+def _checkpointed(block: nn.Module, x_BCHW: Tensor) -> Tensor:
+    """Run ``block`` and keep nothing of its inside; the second run draws the same numbers and updates no statistics."""
+    # Drawing the same numbers costs a copy of the generators' states. Of the user's own blocks nobody knows.
+    is_ours = type(block) in (Residual, InvertedResidual)
+    draws = not is_ours or not isinstance(block.drop_path, nn.Identity)
+    y_BCHW: Tensor = checkpoint(
+        block,
+        x_BCHW,
+        use_reentrant=False,
+        preserve_rng_state=draws,
+        context_fn=lambda: (contextlib.nullcontext(), frozen_statistics(block)),
+    )
+    return y_BCHW
+
+
+class EncoderLevel(_Level):
+    """Halve the resolution (``down``, which the finest level has not), and run the blocks.
+
+    Maps ``x_BCHW`` to ``(B, C, ceil(H / 2), ceil(W / 2))``, at the finest level to ``(B, C, H, W)``.
+    """
+
+    def __init__(self, *, down: nn.Module | None, blocks: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.down = nn.Identity() if down is None else down
+        self._add_blocks(blocks)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Give the feature of this level."""
+        return self._run_blocks(self.down(x_BCHW))
+
+
+class DecoderLevel(_Level):
     """Upsample the coarser feature to the skip, join the two with a 1x1 convolution, and run the blocks.
 
     DEVIATION from U-Net (arXiv 1505.04597): bilinear upsampling to the skip's exact size instead of a transposed
@@ -102,17 +165,13 @@ class DecoderLevel(nn.Module):
         self.fuse = layers.ConvNormAct(
             coarser_channels + channels, channels, kernel_size=1, norm=norm, activation=activation
         )
-        for name, block in blocks.items():
-            self.add_module(name, block)
-        self._block_names = tuple(blocks)
+        self._add_blocks(blocks)
 
     def forward(self, coarser_BCHW: Tensor, skip_BCHW: Tensor) -> Tensor:
         """Give the feature of this level, of the skip's shape."""
         upsampled_BCHW = resize(coarser_BCHW, skip_BCHW.shape[-2:])
         x_BCHW: Tensor = self.fuse(torch.cat([skip_BCHW, upsampled_BCHW], dim=1))
-        for name in self._block_names:
-            x_BCHW = self.get_submodule(name)(x_BCHW)
-        return x_BCHW
+        return self._run_blocks(x_BCHW)
 
 
 class UNet(nn.Module):
@@ -177,15 +236,14 @@ class UNet(nn.Module):
         self.stem = Stem(in_channels, width=width, stride=stem_stride, norm=norm, activation=activation)
         self.encoder = nn.ModuleDict()
         for level, channels in enumerate(self.channels):
-            stages: OrderedDict[str, nn.Module] = OrderedDict()
+            down: nn.Module | None = None
             if level > 0:
                 # Not in the source: how the resolution is halved. A strided 3x3, outside the blocks, so that no
                 # block's design decides it.
-                stages["down"] = layers.ConvNormAct(
+                down = layers.ConvNormAct(
                     self.channels[level - 1], channels, kernel_size=3, stride=2, norm=norm, activation=activation
                 )
-            stages.update(blocks(channels))
-            self.encoder[f"level{level}"] = nn.Sequential(stages)
+            self.encoder[f"level{level}"] = EncoderLevel(down=down, blocks=blocks(channels))
         self.decoder = nn.ModuleDict()
         for level in reversed(range(levels - 1)):
             self.decoder[f"level{level}"] = DecoderLevel(
@@ -250,7 +308,11 @@ class SegmentationNetwork(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map images to ``logits_BKHW`` of exactly the images' size."""
-        return resize(self.head(self.body(x_BCHW)), x_BCHW.shape[-2:])
+        return self.read(self.body(x_BCHW), x_BCHW.shape[-2:])
+
+    def read(self, features_LBCHW: list[Tensor], size: Sequence[int]) -> Tensor:
+        """Map the body's features to ``logits_BKHW`` of ``size`` (height, width)."""
+        return resize(self.head(features_LBCHW), size)
 
 
 class ClassificationNetwork(nn.Module):
@@ -265,6 +327,48 @@ class ClassificationNetwork(nn.Module):
         """Map images to ``logits_BK``."""
         logits_BK: Tensor = self.head(self.body(x_BCHW))
         return logits_BK
+
+
+def recompute_blocks(network: nn.Module, on: bool = True) -> None:
+    """Let every block of ``network`` keep only its input in training, and compute its inside again when needed.
+
+    Saves most of the memory for about a third more work. Results, gradients and running statistics stay the same.
+    """
+    for module in network.modules():
+        if isinstance(module, _Level):
+            module.recompute = on
+
+
+def set_stochastic_depth(network: nn.Module, rate: float) -> None:
+    """Let training skip the residual branch of each block at random, for each image (arXiv 1603.09382).
+
+    The probability rises linearly from 0 at the first block to ``rate`` at the last, in the order in which the blocks
+    run: the paper's rule, that EfficientNet follows too, begun at 0. What stays is scaled up, so that expectations
+    stay. 0 takes it all away.
+
+    Args:
+        network: whatever holds one or more bodies.
+        rate: in [0, 1).
+
+    Raises:
+        MmsegError: ``rate`` is out of range, or a block has no ``drop_path``.
+    """
+    if not 0 <= rate < 1:
+        raise MmsegError("stochastic_depth", f"{rate} is not a probability below 1", "use a number from 0 to below 1")
+    blocks = [block for level in network.modules() if isinstance(level, _Level) for block in level.blocks()]
+    without = next((block for block in blocks if not isinstance(getattr(block, "drop_path", None), nn.Module)), None)
+    if rate > 0 and without is not None:
+        what = f"the block {type(without).__name__} has no drop_path"
+        todo = "give it `self.drop_path = nn.Identity()` and pass the residual branch through it, or set it to 0"
+        raise MmsegError("stochastic_depth", what, todo)
+    for index, block in enumerate(blocks):
+        probability = rate * index / (len(blocks) - 1) if len(blocks) > 1 else rate
+        if probability > 0:
+            from torchvision.ops import StochasticDepth  # slow to import
+
+            block.drop_path = StochasticDepth(probability, mode="row")
+        elif hasattr(block, "drop_path"):
+            block.drop_path = nn.Identity()
 
 
 def initialise(network: SegmentationNetwork | ClassificationNetwork) -> None:
@@ -285,9 +389,14 @@ def initialise(network: SegmentationNetwork | ClassificationNetwork) -> None:
             continue
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-    nn.init.normal_(network.head.classifier.weight, 0.0, 0.01)
-    if network.head.classifier.bias is not None:
-        nn.init.zeros_(network.head.classifier.bias)
+    initialise_classifier(network.head.classifier)
+
+
+def initialise_classifier(classifier: nn.Conv2d | nn.Linear) -> None:
+    """Draw the weight of a head's classifier: normal with deviation 0.01. Its bias becomes 0."""
+    nn.init.normal_(classifier.weight, 0.0, 0.01)
+    if classifier.bias is not None:
+        nn.init.zeros_(classifier.bias)
 
 
 def build_network(

@@ -1,26 +1,85 @@
-"""Resumable state: one folder a step with a SHA-256 manifest written last; the last two are kept.
+"""Resumable state: one folder a checkpoint, with a SHA-256 manifest written last; the last two and the best are kept.
 
-A folder `step-000120/` holds `model.safetensors` (weights and buffers), `optimizer.pt` (plain types only) and
-`manifest.json`. Sampling and schedule are functions of the step, so there is no other state.
+A folder `step-000000120/` holds `model.safetensors` (weights and buffers), `training.safetensors` and `training.json`
+(the tensors and the plain values of everything else) and `manifest.json`. Reading one runs no code and cannot take more
+memory than its size: there is no pickle and nothing compressed. Sampling and schedule are functions of the step.
 """
 
 from __future__ import annotations
 
-import io
+import hashlib
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from safetensors.torch import load, save
+from torch import Tensor
 
-from mmseg_cli.errors import MmsegError
-from mmseg_cli.files import atomic, new_folder, read_json, sha256, write_json
-from mmseg_cli.models import weights
+from mmseg_cli import runtime
+from mmseg_cli.errors import MmsegError, ResourceError
+from mmseg_cli.files import atomic, new_folder, sha256, write_json
+from mmseg_cli.models.weights import WEIGHTS
 
-OPTIMIZER = "optimizer.pt"
+TENSORS = "training.safetensors"
+VALUES = "training.json"
 MANIFEST = "manifest.json"
 KEPT = 2
+# Bytes of JSON in a file, or in the header of a safetensors file. Room for some thousand tensors; read, it takes many
+# times as much memory.
+LARGEST_JSON = 2**20
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint holds.
+
+    Attributes:
+        step: the number of steps done.
+        network: weights and buffers by name.
+        training: the state of everything else, as it was saved.
+    """
+
+    step: int
+    network: dict[str, Tensor]
+    training: dict[str, Any]
+
+
+def _taken_apart(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """`value` as JSON, with its tensors moved to `tensors`; keeps the types of keys and tells tuples from lists."""
+    match value:
+        case Tensor():
+            name = str(len(tensors))
+            tensors[name] = value.detach().cpu().contiguous()
+            return {"tensor": name}
+        case dict():
+            return {"dict": [[key, _taken_apart(item, tensors)] for key, item in value.items()]}
+        case list():
+            return {"list": [_taken_apart(item, tensors) for item in value]}
+        case tuple():
+            return {"tuple": [_taken_apart(item, tensors) for item in value]}
+        case None | bool() | int() | float() | str():
+            return value
+    raise TypeError(f"{type(value).__name__} cannot be saved")
+
+
+def _put_together(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of `_taken_apart`."""
+    match value:
+        case {"tensor": str(name), **rest} if not rest:
+            return tensors[name]
+        case {"dict": list(items), **rest} if not rest:
+            return {key: _put_together(item, tensors) for key, item in items}
+        case {"list": list(items), **rest} if not rest:
+            return [_put_together(item, tensors) for item in items]
+        case {"tuple": list(items), **rest} if not rest:
+            return tuple(_put_together(item, tensors) for item in items)
+        case None | bool() | int() | float() | str():
+            return value
+    raise ValueError("unknown structure")
 
 
 def _folders(work: Path) -> list[Path]:
@@ -28,45 +87,166 @@ def _folders(work: Path) -> list[Path]:
     return sorted(work.glob("step-*"))
 
 
-def save(work: Path, *, step: int, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write a checkpoint after `step` steps and remove all but the last two.
+def save_checkpoint(
+    work: Path,
+    *,
+    step: int,
+    definition: Mapping[str, Any],
+    network: Mapping[str, Tensor],
+    training: Mapping[str, Any],
+    best_step: int | None,
+) -> None:
+    """Write a checkpoint after `step` steps, and remove all but the last two and that of `best_step`.
+
+    Args:
+        definition: everything that defines the run, by name; see `load_checkpoint`.
+        network: weights and buffers.
+        training: nested dicts, lists and tuples of tensors and plain values.
 
     Raises:
         ResourceError: the disk is full; the checkpoints before are untouched.
     """
-    buffer = io.BytesIO()  # torch.save writes a path's stem into the file, a buffer's not
-    torch.save(optimizer.state_dict(), buffer)
-    with new_folder(work / f"step-{step:09d}") as folder:
-        weights.save_weights(network, folder / weights.WEIGHTS)
-        with atomic(folder / OPTIMIZER) as file:
-            file.write(buffer.getbuffer())
-        hashes = {name: sha256(folder / name) for name in (weights.WEIGHTS, OPTIMIZER)}
-        write_json(folder / MANIFEST, {"step": step, "sha256": hashes})
+    tensors: dict[str, Tensor] = {}
+    values = {"definition": dict(definition), "training": _taken_apart(dict(training), tensors)}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.items()}
+    contents = {
+        WEIGHTS: save(weights),
+        TENSORS: save(tensors),
+        VALUES: json.dumps(values, separators=(",", ":")).encode(),
+    }
+    target = work / f"step-{step:09d}"
+    try:
+        with new_folder(target) as folder:
+            for name, content in contents.items():
+                with atomic(folder / name) as file:
+                    file.write(content)
+                runtime.failpoint("save:between_files")
+            runtime.failpoint("save:before_manifest")
+            hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+            write_json(folder / MANIFEST, {"step": step, "sha256": hashes})
+            runtime.failpoint("save:before_replace")
+    except ResourceError as error:
+        size = sum(map(len, contents.values()))
+        what = f"{error.what}, a checkpoint takes {size:,}"
+        raise ResourceError(target, what, "free some and run the same command again") from error
+    runtime.failpoint("save:after_replace")
+    keep = {f"step-{best_step:09d}"} if best_step is not None else set()
     for old in _folders(work)[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+        if old.name not in keep:
+            _remove(old)
+    runtime.failpoint("save:after_remove")
 
 
-def _restore(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Load one checkpoint; raise MmsegError when anything about it is damaged."""
-    manifest = read_json(folder / MANIFEST, todo="it will be left out")
-    for name, expected in manifest["sha256"].items():
-        if not (folder / name).is_file() or sha256(folder / name) != expected:
-            raise MmsegError(folder / name, "is damaged", "it will be left out")
-    tensors = weights.read_weights(folder / weights.WEIGHTS)
-    state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)  # read all before anything changes
-    weights.fill(network, tensors, folder / weights.WEIGHTS)
-    optimizer.load_state_dict(state)
-    return int(manifest["step"])
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint, never leaving half of one under its name."""
+    going = folder.with_name(f".{folder.name}.going")
+    shutil.rmtree(going, ignore_errors=True)
+    try:
+        folder.rename(going)
+    except OSError:
+        return  # it stays; nothing depends on its being gone
+    shutil.rmtree(going, ignore_errors=True)
 
 
-def resume(work: Path, *, network: nn.Module, optimizer: torch.optim.Optimizer, warn: Callable[[str], None]) -> int:
-    """Load the newest intact checkpoint in place and return its step, or 0 where there is none.
+def remove_leftovers(work: Path) -> None:
+    """Remove what killed saves have left. The caller holds the run's lock, so nobody is at work on them."""
+    for left in work.glob(".step-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _require_file(path: Path) -> None:
+    """A pipe would be waited for, a device read without end."""
+    if path.is_symlink() or not path.is_file():
+        raise ValueError(f"{path.name} is missing")
+
+
+def _read_json(path: Path) -> Any:
+    _require_file(path)
+    if path.stat().st_size > LARGEST_JSON:
+        raise ValueError(f"{path.name} is too large")
+    return json.loads(path.read_bytes())
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    content = path.read_bytes()
+    if int.from_bytes(content[:8], "little") > LARGEST_JSON:  # the size of safetensors' own JSON
+        raise ValueError(f"{path.name} has too large a header")
+    return load(content)
+
+
+def _read(folder: Path) -> tuple[Saved, dict[str, Any]]:
+    """The content of a checkpoint and the definition of its run; any exception means that it is damaged."""
+    manifest = _read_json(folder / MANIFEST)
+    names = (WEIGHTS, TENSORS, VALUES)
+    step = int(folder.name.removeprefix("step-"))
+    if set(manifest["sha256"]) != set(names) or repr(manifest["step"]) != repr(step):
+        raise ValueError(f"{MANIFEST} is not a checkpoint's")
+    for name in names:
+        _require_file(folder / name)
+        if sha256(folder / name) != manifest["sha256"][name]:
+            raise ValueError(f"{name} has changed since it was written")
+    values = _read_json(folder / VALUES)
+    training = _put_together(values["training"], _read_tensors(folder / TENSORS))
+    if not isinstance(training, dict) or not isinstance(values["definition"], dict):
+        raise ValueError(f"{VALUES} is not a checkpoint's")
+    return Saved(step, _read_tensors(folder / WEIGHTS), training), values["definition"]
+
+
+def load_checkpoint(
+    work: Path,
+    *,
+    definition: Mapping[str, Any],
+    try_on: Callable[[Saved], None],
+    warn: Callable[[str], None],
+) -> int:
+    """Hand the newest intact checkpoint to `try_on` and return its step, or 0 where there is none.
 
     A damaged one is left out aloud, and the one before it is used.
+
+    Args:
+        definition: must equal that of the run that was saved.
+        try_on: takes over what was saved; an exception from it means that the checkpoint does not fit.
+
+    Raises:
+        MmsegError: the newest intact checkpoint is of a run that is defined otherwise; names the keys that differ.
     """
+    damaged: list[str] = []
     for folder in reversed(_folders(work)):
         try:
-            return _restore(folder, network, optimizer)
-        except Exception as error:  # whatever is wrong with it, the one before may be right
-            warn(f"checkpoint {folder} cannot be used ({error}); going on from the one before it")
+            saved, other = _read(folder)
+        except (Exception, RecursionError) as error:  # whatever is wrong with it, the one before may be right
+            damaged.append(f"checkpoint {folder} cannot be used ({_in_one_line(error)})")
+            continue
+        differ = sorted(key for key in {*definition, *other} if definition.get(key) != other.get(key))
+        if differ:
+            what = f"is of a run with other {', '.join(differ)}"
+            raise MmsegError(folder, what, f"restore them to go on, or remove {work} to start again")
+        try:
+            try_on(saved)
+        except (KeyError, ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
+            damaged.append(f"checkpoint {folder} does not fit ({_in_one_line(error)})")
+            continue
+        for line in damaged:
+            warn(f"{line}; going on from {folder.name}")
+        return saved.step
+    for line in damaged:
+        warn(f"{line}; there is no intact one before it, starting from the beginning")
     return 0
+
+
+def _in_one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) < 200 else f"{text[:200]}..."
+
+
+def keep_last(work: Path) -> None:
+    """Remove all checkpoints but the last: what is enough to make the results again."""
+    for old in _folders(work)[:-1]:
+        _remove(old)
+
+
+def like(value: Any, parameter: Tensor) -> Any:
+    """A tensor of optimizer state laid out in memory as its parameter is; others as they are."""
+    if isinstance(value, Tensor) and value.shape == parameter.shape and value.dim():
+        return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    return value

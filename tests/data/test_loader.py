@@ -84,9 +84,39 @@ def test_batches_are_the_same_for_any_number_of_processes(splits, kind, changes,
     assert digests(joined(loaded)) == expected[1:]
 
 
+@recipes
+def test_parts_of_a_batch_are_the_same_norm_batches_for_any_number_of_processes(splits, kind, changes):
+    batches = crops(splits, kind, batch=6, norm_batch=3, **changes)
+    whole = crops(splits, kind, batch=6, **changes)[2]
+    assert digests([batches[2]]) == digests([whole])
+    parts = [replace(batches, rank=rank, world=3)[2] for rank in range(3)]
+    for turn in range(2):  # what the three work on at the same time is one norm batch
+        for index in range(2):
+            now = torch.cat([part[index][turn : turn + 1] for part in parts])
+            assert torch.equal(now, whole[index][3 * turn : 3 * turn + 3])
+
+
+def test_the_last_steps_sample_uniformly(splits):
+    focused = crops(splits, "cityscapes", class_uniform=1.0, uniform_from=2)
+    plain = crops(splits, "cityscapes", class_uniform=0.0)
+    assert digests([focused[2], focused[3]]) == digests([plain[2], plain[3]])
+    assert digests([focused[1]]) != digests([plain[1]])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_items_of_a_step_are_named(splits, kind):
+    """What a numerical stop reports is what was seen."""
+    batches = crops(splits, kind, batch=4, norm_batch=2)
+    expected = [
+        sampling.draw(seed=batches.seed, step=3, position=p, batch=4, items=len(batches.split)).item for p in range(4)
+    ]
+    assert batches.items(3) == expected
+    assert replace(batches, rank=1, world=2).items(3) == expected[1::2]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_that_processes_cannot_share_is_refused(splits, kind):
-    with pytest.raises(MmsegError, match="a global batch of 4 cannot be shared equally by 3 processes"):
+    with pytest.raises(MmsegError, match="norm_batch: 4 samples cannot be shared equally by 3 processes"):
         crops(splits, kind, world=3)
 
 

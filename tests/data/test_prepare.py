@@ -489,7 +489,7 @@ def test_a_class_that_train_never_shows_is_said(raw_copy, tmp_path):
 
 
 def test_two_commands_do_not_write_one_store(raw, tmp_path):
-    with runtime.only_one(tmp_path / ".store.partial"), pytest.raises(MmsegError, match="is already at work"):
+    with runtime.only_one(tmp_path / ".store.partial" / "lock"), pytest.raises(MmsegError, match="is already at work"):
         run("camvid", raw["camvid"], tmp_path / "store")
 
 

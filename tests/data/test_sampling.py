@@ -107,14 +107,19 @@ def test_the_order_never_changes_silently():
     assert first[10] == PINNED_KEY
 
 
-@given(share=st.integers(1, 20), world=st.integers(1, 16))
-def test_processes_share_a_batch_equally_and_in_order(share, world):
-    parts = [positions(batch=share * world, rank=rank, world=world) for rank in range(world)]
-    assert [len(part) for part in parts] == [share] * world
-    assert [position for part in parts for position in part] == list(range(share * world))
+@given(share=st.integers(1, 20), world=st.integers(1, 16), norms=st.integers(1, 5))
+def test_each_norm_batch_is_shared_equally_and_in_order(share, world, norms):
+    norm_batch = share * world
+    parts = [
+        positions(batch=norm_batch * norms, norm_batch=norm_batch, rank=rank, world=world) for rank in range(world)
+    ]
+    assert [len(part) for part in parts] == [share * norms] * world
+    for turn in range(norms):  # what all processes do in one turn is one norm batch, the same for any number of them
+        own = [position for part in parts for position in part[turn * share : (turn + 1) * share]]
+        assert own == list(range(turn * norm_batch, (turn + 1) * norm_batch))
 
 
-@pytest.mark.parametrize(("batch", "world"), [(5, 2), (1, 2), (12, 8)])
-def test_a_batch_that_cannot_be_shared_is_refused(batch, world):
-    with pytest.raises(MmsegError, match=f"batch: a global batch of {batch} cannot be shared equally by {world} proc"):
-        positions(batch=batch, rank=0, world=world)
+@pytest.mark.parametrize(("norm_batch", "world", "fits"), [(5, 2, "1, 5"), (1, 2, "1"), (12, 8, "1, 2, 3, 4, 6, 12")])
+def test_a_norm_batch_that_cannot_be_shared_is_refused(norm_batch, world, fits):
+    with pytest.raises(MmsegError, match=f"norm_batch: {norm_batch} samples cannot be .* {world} proc.*use {fits} dev"):
+        positions(batch=2 * norm_batch, norm_batch=norm_batch, rank=0, world=world)

@@ -25,9 +25,9 @@ def tiny_params() -> dict[str, Any]:
     params["datasets"]["mapillary"] |= {"generate": {"train": 3, "val": 2, "height": 48, "seed": 2}}
     params["datasets"]["cityscapes"] |= {"generate": {"train": 4, "val": 2, "height": 48, "seed": 3}}
     params["network"] |= {"width": 4, "levels": 2}
-    params["pretrain_imagenet"] |= {"steps": 2, "batch": 4, "crop": [32, 32]}
-    params["pretrain_mapillary"] |= {"steps": 2, "batch": 2, "crop": [32, 32]}
-    params["train"] |= {"steps": 3, "batch": 2, "crop": [32, 64], "learning_rate": 0.003}
+    params["pretrain_imagenet"] |= {"steps": 2, "batch": 4, "norm_batch": 4, "crop": [32, 32]}
+    params["pretrain_mapillary"] |= {"steps": 2, "batch": 2, "norm_batch": 2, "crop": [32, 32]}
+    params["train"] |= {"steps": 3, "batch": 2, "norm_batch": 2, "crop": [32, 64], "learning_rate": 0.003}
     params["evaluate"] |= {"overlays": 1}
     params["cost"] |= {"batch": 2, "crop": [32, 64], "repeats": 2, "warmup": 1}
     params["ablate"] = {"variants": ["residual", "mbconv"], "seeds": [0, 1]}

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import trees
 from safetensors.torch import load_file
 
 from mmseg_cli import paths as places
@@ -87,7 +88,18 @@ def rows():
 
 
 def work_folders():
-    return sorted(Path(".work").glob("*train*/*"))
+    return sorted(path for path in Path(".work").glob("*train*/*") if path.is_dir())
+
+
+def checkpoints():
+    return sorted(path.name for work in work_folders() for path in work.glob("step-*"))
+
+
+def forget():
+    """Remove the run and its resumable state."""
+    shutil.rmtree("runs/demo/train")
+    for work in work_folders():
+        shutil.rmtree(work)
 
 
 @pytest.fixture
@@ -95,8 +107,7 @@ def uninterrupted(rung):
     """Weights and history of a run without interruption; the project is as before it."""
     stage()
     result = outcome()
-    shutil.rmtree("runs/demo/train")
-    assert not work_folders()
+    forget()
     return result
 
 
@@ -122,7 +133,7 @@ def test_a_run_leaves_weights_history_and_record(rung):
     assert (record["variant"], record["seed"], record["ladder"], record["transfer"]) == ("mmbconv", 0, ["train"], None)
     assert [step for step, metrics in logged if "loss" in metrics] == [1, 2, 3, 4, 5, 6]
     assert [step for step, metrics in logged if "mean_iou" in metrics] == [3, 6]
-    assert not work_folders()
+    assert checkpoints() == ["step-000000006"]  # in case that DVC cannot save the run
 
 
 def test_the_same_run_gives_the_same_bytes_and_another_seed_others(rung, uninterrupted):
@@ -148,7 +159,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(rung, uninterrupt
     stage(screen=screen)
     assert screen.begun == (6, step)
     assert outcome() == uninterrupted
-    assert not work_folders()
+    assert checkpoints() == ["step-000000006"]
 
 
 class PowerCut(BaseException):
@@ -179,9 +190,10 @@ def test_a_damaged_checkpoint_is_named_and_the_result_is_the_same(rung, uninterr
     weights.write_bytes(weights.read_bytes()[:-8])
     screen = Screen()
     stage(screen=screen)
-    assert screen.begun == (6, 2)
+    assert screen.begun == (6, 3)
     assert len(screen.warnings) == 1
     assert "step-000000004" in screen.warnings[0]
+    assert "going on from step-000000003" in screen.warnings[0]
     assert outcome() == uninterrupted
 
 
@@ -200,6 +212,41 @@ def test_a_changed_parameter_does_not_go_on_with_another_run(rung, change_params
     screen = Screen()
     stage(screen=screen)
     assert screen.begun == (6, 0)
+    (told,) = [line for line in screen.lines if "not used" in line]
+    assert "holds 2 steps of a run with other train.learning_rate: not used" in told
+
+
+def test_how_often_one_looks_and_saves_does_not_define_a_run(rung, uninterrupted, change_params):
+    cut_after(5)
+    change_params(lambda p: p["train"].update(validate_every=2, checkpoint_every=1))
+    screen = Screen()
+    stage(screen=screen)
+    assert screen.begun == (6, 4)
+    assert outcome()[0] == uninterrupted[0]
+
+
+def test_a_run_that_dvc_lost_comes_back_from_its_last_checkpoint(rung, uninterrupted):
+    stage()
+    shutil.rmtree("runs/demo/train")
+    screen = Screen()
+    stage(screen=screen)
+    assert screen.begun == (6, 6)
+    assert outcome() == uninterrupted
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs(rung, change_params):
+    cut_after(5)
+    (work,) = work_folders()
+    change_params(lambda p: p["train"].update(learning_rate=0.1, weight_decay=0.5))
+    cut_after(3)
+    other = max(folder for folder in work_folders() if folder != work)
+    shutil.rmtree(other)
+    shutil.copytree(work, other)
+    before = trees.contents(other)
+    with pytest.raises(MmsegError, match=r"of a run with other train.learning_rate, train.weight_decay: ") as caught:
+        stage()
+    assert caught.value.exit_code == 2
+    assert trees.contents(other) == before
 
 
 def test_what_is_done_is_not_done_again(rung, change_params):
@@ -215,31 +262,31 @@ def test_what_is_done_is_not_done_again(rung, change_params):
     assert "already trained" not in stage().note
 
 
-def test_two_processes_do_not_share_a_work_folder(rung, uninterrupted):
-    cut_after(3)
-    (work,) = work_folders()
+def test_two_processes_do_not_share_a_run(rung, mmseg_process):
+    lock = Path(".work/demo-train/mmbconv-s0.lock")
     code = (
         "import sys, pathlib; from mmseg_cli.runtime import only_one\n"
         "with only_one(pathlib.Path(sys.argv[1])):\n print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", code, work], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(MmsegError, match=f"process {holder.pid} is already at work on this run") as caught:
-            stage()
-        assert caught.value.exit_code == 2
+        for more in ((), ("--devices", "2")):
+            done = mmseg_process("train", "--variant", "mmbconv", "--seed", 0, *more)
+            assert done.code == 2
+            assert done.err.count("\n") == 1
+            assert f"process {holder.pid} is already at work on this run" in done.err
         assert not RUN.exists()
         holder.kill()
-    stage()  # the lock went with its process
-    assert outcome() == uninterrupted
+    assert mmseg_process("train", "--variant", "mmbconv", "--seed", 0).code == 0  # the lock went with its process
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_old_one(rung, change_params):
     stage()
     before = outcome()
     change_params(lambda p: p["train"].update(learning_rate=1e30, optimizer="sgd", warmup_steps=0))
-    with pytest.raises(NumericalStop, match="the loss is (nan|inf) at step") as caught:
+    with pytest.raises(NumericalStop, match="the (loss|gradient's norm) is (nan|inf) at step") as caught:
         stage()
     assert caught.value.exit_code == 3
     assert outcome() == before
@@ -350,7 +397,7 @@ def test_the_number_of_workers_and_the_memory_format_change_no_choice(rung, unin
     change_params(lambda p: p["runtime"].update(workers=2))
     stage()
     assert outcome() == uninterrupted
-    shutil.rmtree("runs/demo/train")
+    forget()
     change_params(lambda p: p["runtime"].update(channels_last=False))
     stage()
     losses = [json.loads(line) for line in uninterrupted[1].splitlines()]
@@ -383,7 +430,7 @@ def test_a_terminated_process_ends_with_143_and_is_resumed(rung, change_params, 
     assert done.code == 0, done.err
     assert "going on after step" in done.err
     interrupted = load_file(RUN / "model.safetensors")
-    shutil.rmtree("runs/demo/train")
+    forget()
     stage()
     for name, tensor in load_file(RUN / "model.safetensors").items():
         assert torch.equal(tensor, interrupted[name]), name

@@ -1,0 +1,366 @@
+"""Real training steps on the device at hand: their time and their peak memory, and what follows for larger ones.
+
+Shape suffixes: B batch, C channels, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from mmseg_cli import runtime
+from mmseg_cli.errors import MmsegError, ResourceError
+from mmseg_cli.models import cost
+from mmseg_cli.models.unet import build_network
+from mmseg_cli.params import ClassificationStage, Runtime, SegmentationStage
+from mmseg_cli.planning import energy
+from mmseg_cli.planning.choose import Case, Need
+from mmseg_cli.planning.counts import LOW_PRECISION, Counts
+from mmseg_cli.processes import Processes
+from mmseg_cli.training import losses, parts
+from mmseg_cli.training.loop import NotFinite, Step, fit
+
+Size = tuple[int, int]
+SHARE = 0.5  # of the free memory that a measurement may take by its counts: it is not alone on the machine
+PEAK = 1.5  # counted activations times this: a step's peak, to be on the safe side before it is measured
+FIRST_RATE = 5e9  # multiply-accumulates a second that any device is believed to do before one was measured
+LONGEST = 1.0  # seconds after which quick steps are repeated no more
+MOST_STEPS = 12
+NOISE = 2.0  # a step's growth with the samples is at most this many times what autograd keeps
+RATE = 0.0  # learning rate: nothing is to be learned from noise, and a gradient on it may be huge
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One measurement.
+
+    Attributes:
+        seconds: of a step, the median.
+        backward: peak bytes up to the end of the backward pass.
+        peak: peak bytes, the update included.
+        watts: of the device, where it tells.
+    """
+
+    seconds: float
+    backward: float
+    peak: float
+    watts: float | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A step to be measured: what another process has to be told."""
+
+    case: Case
+    size: Size
+    micro: int
+    recompute: bool
+    runtime: Runtime
+    device: str
+
+
+def smaller(size: Size) -> list[Size]:
+    """`size` and its halves down to 32 pixels, largest first; sides of the halves are multiples of 32."""
+    sizes = [size]
+    while max(sizes[-1]) > 32:
+        height, width = (max(32, -(-side // 64) * 32) for side in sizes[-1])
+        if (height, width) == sizes[-1]:
+            break
+        sizes.append((height, width))
+    return sizes
+
+
+def fewest(case: Case, size: Size) -> int:
+    """Samples that a step must have: batch norm needs two where the coarsest level is a single pixel."""
+    stride = case.network["stem_stride"] * 2 ** (case.network["levels"] - 1)
+    single = max(size) <= stride
+    return 2 if single and case.bound else 1
+
+
+class Measurer:
+    """Measures what is asked for, once; what is too large for `seconds` or for the memory is scaled from a smaller one.
+
+    Use as a context manager: on the CPU the steps run in a process of their own, whose memory is nobody else's.
+
+    Args:
+        counts: of every case.
+        runtime: the preset's section.
+        device: where to measure.
+        room: bytes that are free there.
+        seconds: for all steps of one case, about.
+        advance: called when a case is measured for the first time.
+    """
+
+    def __init__(
+        self,
+        counts: dict[tuple[str, str], Counts],
+        *,
+        runtime: Runtime,
+        device: torch.device,
+        room: float,
+        seconds: float,
+        advance: Callable[[str], None],
+    ) -> None:
+        self._counts, self._runtime, self._device = counts, runtime, device
+        self._room, self._seconds, self._advance = room, seconds, advance
+        self._pool: ProcessPoolExecutor | None = None
+        self._rates: dict[tuple[str, str], float] = {}
+        self._lines: dict[tuple[str, str, bool], tuple[Size, int, Sample, Sample]] = {}
+        self._whole: dict[tuple[str, str, bool, int], Sample | None] = {}
+
+    def __enter__(self) -> Measurer:
+        if self._device.type == "cpu":
+            # One process for all steps where its peak can be started again, else one for each.
+            context = multiprocessing.get_context("spawn")
+            each = None if sys.platform == "linux" else 1
+            self._pool = ProcessPoolExecutor(max_workers=1, mp_context=context, max_tasks_per_child=each)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def need(self, case: Case, recompute: bool, micro: int) -> Need:
+        """What a step of `micro` samples takes: measured where that is possible in time and memory."""
+        crop = (case.section.crop[0], case.section.crop[1])
+        key = (case.stage, case.variant, recompute, micro)
+        if key not in self._whole and micro >= fewest(case, crop) and self._possible(case, crop, micro, recompute):
+            self._whole[key] = self._run(case, crop, micro, recompute)
+        whole = self._whole.get(key)
+        if whole is not None:
+            return Need(whole.peak, whole.seconds, whole.watts, "measured")
+        scaled = self._scaled(case, crop, micro, recompute)
+        if key in self._whole:  # tried, and the memory did not suffice
+            return Need(max(scaled.bytes, self._room + 1), scaled.seconds, scaled.watts, scaled.how)
+        return scaled
+
+    def _scaled(self, case: Case, crop: Size, micro: int, recompute: bool) -> Need:
+        """A straight line through two measurements, at the same crop or a smaller one."""
+        counts = self._counts[case.stage, case.variant]
+        key = (case.stage, case.variant, recompute)
+        if key not in self._lines:
+            self._lines[key] = self._line(case, crop, recompute)
+        size, few, one, two = self._lines[key]
+        kept, whole = (counts.kept(each, recompute=recompute) for each in (size, crop))
+        # Held to what autograd keeps and to a multiple of it: two small steps differ by the allocator's noise, too.
+        share = LOW_PRECISION if case.section.precision != "float32" else 1.0
+        slope = min(max((two.backward - one.backward) / few, share * kept), NOISE * share * kept)
+        fixed = max(two.backward - 2 * few * slope, counts.parameter_bytes * (1 + counts.copies))
+        each_second = (two.seconds - one.seconds) / few
+        if each_second <= 0:
+            each_second = two.seconds / (2 * few)
+        every_second = max(one.seconds - few * each_second, 0.0)
+        return Need(
+            bytes=max(fixed + micro * slope * whole / kept, two.peak),
+            seconds=every_second + micro * each_second * counts.macs(crop) / counts.macs(size),
+            watts=two.watts,
+            how=f"scaled from {2 * few}x{size[0]}x{size[1]}",
+        )
+
+    def _line(self, case: Case, crop: Size, recompute: bool) -> tuple[Size, int, Sample, Sample]:
+        """Two measurements at the largest crop that is possible, one with twice the samples of the other."""
+        sizes = smaller(crop)
+        for size in sizes:
+            few = fewest(case, size)
+            if size == sizes[-1] or self._possible(case, size, 3 * few, recompute):
+                one, two = (self._run(case, size, number, recompute) for number in (few, 2 * few))
+                if one is not None and two is not None:
+                    return size, few, one, two
+        what = f"not even a step of {sizes[-1][0]}x{sizes[-1][1]} pixels can be measured"
+        raise ResourceError(f"{case.stage} ({case.variant})", what, "end other programs, or plan with --gpus")
+
+    def _possible(self, case: Case, size: Size, micro: int, recompute: bool) -> bool:
+        """Whether two steps of so many samples are believed to end in time, and in the free memory."""
+        counts = self._counts[case.stage, case.variant]
+        peak = counts.state_bytes + PEAK * micro * counts.kept(size, recompute=recompute)
+        if peak > SHARE * self._room:
+            return False
+        work = 2 * micro * counts.work(size, recompute=recompute)
+        if work / FIRST_RATE <= self._seconds / 20:
+            return True  # so little that nothing need be known
+        return work / self._rate(case) <= self._seconds / 3
+
+    def _rate(self, case: Case) -> float:
+        """Multiply-accumulates a second, from a step so small that it takes no time."""
+        key = (case.stage, case.variant)
+        if key not in self._rates:
+            counts = self._counts[key]
+            sizes = smaller((case.section.crop[0], case.section.crop[1]))
+            least = self._seconds / 20 * FIRST_RATE / 2
+            size = next((each for each in sizes if 2 * counts.work(each, recompute=False) <= least), sizes[-1])
+            sample = self._run(case, size, 2, False)
+            self._rates[key] = FIRST_RATE if sample is None else 2 * counts.work(size, recompute=False) / sample.seconds
+        return self._rates[key]
+
+    def _run(self, case: Case, size: Size, micro: int, recompute: bool) -> Sample | None:
+        """One measurement; None where the memory does not suffice."""
+        self._advance(f"{case.stage} {case.variant}")
+        job = Job(case, size, micro, recompute, self._runtime, str(self._device))
+        try:
+            if self._pool is None:
+                return measure(job)
+            return self._pool.submit(measure, job).result()
+        except BrokenProcessPool as error:
+            what = "the measuring process was ended, as a machine out of memory does"
+            raise ResourceError(f"{case.stage} ({case.variant})", what, "end other programs, or use --gpus") from error
+        except (RuntimeError, MemoryError) as error:  # of torch's, CUDA's is a RuntimeError as well
+            if not isinstance(error, MemoryError) and not any(
+                words in str(error) for words in ("can't allocate memory", "out of memory", "DefaultCPUAllocator")
+            ):
+                raise
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+            return None
+
+
+def measure(job: Job) -> Sample:
+    """Run steps of the real training loop on noise, and look at the clock and the memory.
+
+    Two steps at least, the second of which counts; quick ones are repeated. What was in use before is subtracted.
+    """
+    section = job.case.section
+    device = torch.device(job.device)
+    if job.runtime.deterministic:
+        runtime.be_deterministic()
+    runtime.limit_threads(job.runtime.threads)
+    before = _begin(device)
+    task = cast(Literal["segmentation", "classification"], job.case.task)
+    torch.manual_seed(0)
+    network = build_network(task=task, num_classes=job.case.classes, **job.case.network)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.GroupNorm):
+            module.eps = 1.0  # a few values on one pixel hardly vary: their gradient must not grow from level to level
+    here = Processes(device=device)
+    chosen = job.runtime.model_copy(update={"recompute": job.recompute})
+    state = parts.state(section, network, runtime=chosen, processes=here)
+    seconds: list[float] = []
+    watts: list[float] = []
+    backward = 0.0
+
+    def note_backward(*_: Any) -> None:
+        nonlocal backward
+        backward = max(backward, _peak(device) - before)
+
+    state.optimizer.register_step_pre_hook(note_backward)
+    meter = energy.meter(device)
+    last = (0.0, None if meter is None else meter())
+
+    def note_step(step: Step) -> None:
+        nonlocal last
+        _wait(device)
+        now = (time.perf_counter(), None if meter is None else meter())
+        if step.number > 1:
+            seconds.append(now[0] - last[0])
+            if now[1] is not None and last[1] is not None:
+                watts.append((now[1] - last[1]) / seconds[-1])
+        last = now
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        batch = _noise(job)
+        while not seconds or (sum(seconds) < LONGEST and len(seconds) < MOST_STEPS):
+            yield batch
+
+    try:
+        fit(
+            state,
+            batches(),
+            model=state.network,
+            processes=here,
+            objective=_objective(job, device=device),
+            learning_rate=lambda _step: RATE,
+            start=0,
+            micro_batch=job.micro,
+            precision=section.precision,
+            channels_last=job.runtime.channels_last,
+            clip_norm=section.clip_norm,
+            seed=0,
+            on_step=note_step,
+        )
+    except NotFinite as error:
+        where = f"{job.case.stage} ({job.case.variant})"
+        raise MmsegError(where, f"on noise {error}", "compare its parameters with another preset's") from None
+    peak = max(_peak(device) - before, backward)
+    return Sample(statistics.median(seconds), backward, peak, statistics.mean(watts) if watts else None)
+
+
+def _objective(job: Job, *, device: torch.device) -> losses.Objective:
+    """The stage's objective, with class weights of 1: these cost as much as others."""
+    section = job.case.section
+    if not isinstance(section, SegmentationStage):
+        term = losses.ClassificationCrossEntropy(label_smoothing=section.label_smoothing)
+        return losses.Objective(terms=((1.0, term),))
+    weighted = section.class_weights != "none"
+    return losses.build_objective(
+        loss=section.loss.coefficients(),
+        label_smoothing=section.label_smoothing,
+        weight_K=torch.ones(job.case.classes, device=device) if weighted else None,
+        ohem_threshold=section.loss.ohem_threshold,
+        ohem_min_share=section.loss.ohem_min_share,
+        auxiliary=section.deep_supervision,
+    )
+
+
+def _noise(job: Job) -> tuple[Tensor, Tensor]:
+    """A batch as the loader gives it: image_BCHW uint8 and its target."""
+    section = job.case.section
+    drawn = torch.Generator().manual_seed(0)
+    image_BCHW = torch.randint(0, 256, (job.micro, 3, *job.size), dtype=torch.uint8, generator=drawn)
+    if not isinstance(section, ClassificationStage):
+        label_BHW = torch.randint(0, job.case.classes, (job.micro, *job.size), generator=drawn)
+        return image_BCHW, label_BHW.to(torch.uint8)
+    target_B = torch.randint(0, job.case.classes, (job.micro,), generator=drawn)
+    if section.augment.mixup or section.augment.cutmix:
+        return image_BCHW, torch.nn.functional.one_hot(target_B, job.case.classes).float()
+    return image_BCHW, target_B
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _begin(device: torch.device) -> float:
+    """Forget what went before, and give the bytes in use now."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    _load_libraries()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others give memory back by themselves
+        if trim is not None:
+            trim(0)
+    return cost._restart_peak()
+
+
+_loaded = False
+
+
+def _load_libraries() -> None:
+    """Take the first step of a process: it loads what belongs to no network."""
+    global _loaded
+    if _loaded:
+        return
+    convolution = torch.nn.Conv2d(3, 8, 3)
+    optimizer = torch.optim.AdamW(convolution.parameters())
+    for _ in range(2):
+        torch.autograd.backward(convolution(torch.rand(2, 3, 16, 16)).square().mean())
+        optimizer.step()
+    _loaded = True
+
+
+def _peak(device: torch.device) -> float:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else cost._peak_resident_bytes()

@@ -1,0 +1,69 @@
+"""The curve of a run: history.jsonl, a line for each step and each validation."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmseg_cli.files import refusal, write_text
+
+HISTORY = "history.jsonl"
+
+
+def _read_history(path: Path, *, up_to: int) -> list[dict[str, Any]]:
+    """The rows of an interrupted run that its checkpoint has seen."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # the last line of a killed process may be half written
+        if row["step"] <= up_to:
+            rows.append(row)
+    return rows
+
+
+class History:
+    """The rows of history.jsonl: kept in the work folder line by line, so that a killed run loses none it has saved."""
+
+    def __init__(self, path: Path, *, up_to: int) -> None:
+        self.rows = _read_history(path, up_to=up_to)
+        write_text(path, self.text())
+        self._file = path.open("a", encoding="utf-8")
+
+    def text(self) -> str:
+        """All rows as JSON lines."""
+        return "".join(json.dumps(row) + "\n" for row in self.rows)
+
+    def add(self, row: Mapping[str, float], *, step: int) -> None:
+        """Keep one row."""
+        self.rows.append({"step": step, **row})
+        try:
+            self._file.write(json.dumps(self.rows[-1]) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise refusal(Path(self._file.name), error) from error
+
+    def secure(self) -> None:
+        """Make what is written survive a power cut."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file; the rows stay."""
+        self._file.close()
+
+    def figures(self, step: int) -> dict[str, float] | None:
+        """The validation figures of a step, if it was validated."""
+        for row in reversed(self.rows):
+            if row["step"] == step and "loss" not in row:
+                return {key: value for key, value in row.items() if key != "step"}
+        return None
+
+    def missing(self, up_to: int) -> int:
+        """How many of the steps 1 .. up_to have no row: the file was damaged."""
+        return up_to - len({row["step"] for row in self.rows if "loss" in row})

@@ -1,0 +1,256 @@
+"""One run of a rung, from where it was to its last step: resume, train, validate, save, stop when asked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from mmseg_cli import runtime
+from mmseg_cli.data import loader
+from mmseg_cli.data.store import Store
+from mmseg_cli.errors import NumericalStop
+from mmseg_cli.files import read_json, write_json
+from mmseg_cli.params import Runtime, Stage
+from mmseg_cli.processes import Processes
+from mmseg_cli.training import checkpoint, nonfinite, parts
+from mmseg_cli.training.averaging import estimate_statistics, evaluated_with, take_over
+from mmseg_cli.training.history import HISTORY, History
+from mmseg_cli.training.loop import NotFinite, Step, fit
+from mmseg_cli.training.state import Best, State
+
+DEFINITION = "definition.json"
+
+
+class Screen(Protocol):
+    """What training tells a person; the command line implements it."""
+
+    def begin(self, *, total: int, done: int) -> None:
+        """The number of steps in all, and those done before."""
+
+    def step(self, step: Step) -> None:
+        """One optimizer step."""
+
+    def note(self, text: str) -> None:
+        """A line worth keeping."""
+
+    def warn(self, text: str) -> None:
+        """A line to worry about."""
+
+
+class Log(Protocol):
+    """A sink of metrics."""
+
+    def __call__(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Receive the metrics of a step."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a rung: what is trained, with what, where, and who is told. The functions below are its phases."""
+
+    stage: str
+    section: Stage
+    store: Store
+    seed: int
+    machine: Runtime
+    processes: Processes
+    definition: dict[str, Any]
+    work: Path
+    run: Path
+    norm: str
+    screen: Screen
+    log: Log
+
+
+def train(of: Run, network: nn.Module) -> tuple[dict[str, float], str, int]:
+    """Train in place from the newest checkpoint in the work folder, or from the start, to the last step.
+
+    Returns:
+        The final figures, the history of all steps, and the step that training went on from.
+    """
+    section, processes, machine = of.section, of.processes, of.machine
+    state = parts.state(section, network, runtime=machine, processes=processes)
+    validate = parts.validator(
+        section, of.store, processes=processes, workers=machine.workers, batch=machine.validation_batch
+    )
+    crops = parts.crops(section, of.store, seed=of.seed, processes=processes)
+    micro = parts.micro_batch(section, norm=of.norm, chosen=machine.micro_batch, processes=processes)
+    with runtime.StopRequest().listening() as stop:
+        start = _resume(of, state)
+        history = History(of.work / HISTORY, up_to=start) if processes.first else None
+        _say_where(of, start=start, micro=micro, history=history)
+
+        def save(step: int) -> None:
+            if history is not None:
+                history.secure()
+                checkpoint.save_checkpoint(
+                    of.work,
+                    step=step,
+                    definition=of.definition,
+                    network=state.network.state_dict(),
+                    training=state.training() | {"world": processes.world},
+                    best_step=None if state.best is None else state.best.step,
+                )
+
+        def validate_at(step: int) -> dict[str, float] | None:
+            averaged = state.averaged()
+            statistics = _statistics_batches(of) if section.precise_bn else None
+            with evaluated_with(state.network, averaged, statistics, seed=of.seed) if averaged else nullcontext():
+                figures = validate(network, lambda: stop.signal_number is not None)
+            if figures is None:
+                return None
+            figure = next(iter(figures.values()))
+            if state.best is None or figure > state.best.figure:
+                state.best = Best(step, figure)
+            if history is not None:
+                history.add(figures, step=step)
+                of.log(figures, step=step)
+                of.screen.note(f"step {step}: " + ", ".join(f"{key} {value:.4f}" for key, value in figures.items()))
+            return figures
+
+        def stop_if_asked(step: int) -> None:
+            asked = max(processes.gather(stop.signal_number or 0))
+            if asked:
+                save(step)
+                raise runtime.interrupted(of.run, asked, f"saved after step {step} of {section.steps}")
+
+        def on_step(step: Step) -> None:
+            if history is not None:
+                of.screen.step(step)
+                row = {"loss": step.loss, "learning_rate": step.learning_rate, "gradient_norm": step.gradient_norm}
+                history.add(row, step=step.number)
+                speed = {"images_per_second": step.images / step.seconds, "data_wait": step.waited / step.seconds}
+                of.log(row | speed, step=step.number)
+            last = step.number == section.steps
+            due = step.number % section.validate_every == 0 or last
+            if due:
+                validate_at(step.number)
+            if step.number % section.checkpoint_every == 0 or due:
+                save(step.number)
+            stop_if_asked(step.number)
+
+        due = start > 0 and (start % section.validate_every == 0 or start == section.steps)
+        if processes.from_first(due and (history is None or history.figures(start) is None)):
+            validate_at(start)  # it was stopped in the middle of it
+            stop_if_asked(start)
+        try:
+            fit(
+                state,
+                loader.steps_loader(crops, start=start, stop=section.steps, workers=machine.workers),
+                model=parts.callable_model(
+                    state.network, compiled=machine.compile, deterministic=machine.deterministic, processes=processes
+                ),
+                processes=processes,
+                objective=parts.objective(section, of.store, device=processes.device),
+                learning_rate=parts.learning_rate(section),
+                start=start,
+                micro_batch=micro,
+                precision=section.precision,
+                channels_last=machine.channels_last,
+                clip_norm=section.clip_norm,
+                seed=of.seed,
+                on_step=on_step,
+            )
+        except NotFinite as error:
+            raise _numerical_stop(of, state, error, items=crops.items(error.step - 1)) from error
+        finally:
+            if history is not None:
+                history.close()
+    averaged = state.averaged()
+    if averaged is not None:
+        take_over(state.network, averaged)
+        if section.precise_bn:
+            estimate_statistics(state.network, _statistics_batches(of), seed=of.seed)
+    figures = {} if history is None else history.figures(section.steps) or {}
+    return figures, "" if history is None else history.text(), start
+
+
+def _resume(of: Run, state: State) -> int:
+    """Take over the newest checkpoint that fits, in all processes, and return its step."""
+    found: list[checkpoint.Saved] = []
+
+    def try_on(saved: checkpoint.Saved) -> None:
+        training = dict(saved.training)
+        world = training.pop("world")
+        state.take_over(dataclasses.replace(saved, training=training))
+        if world != of.processes.world:
+            of.screen.note(f"{of.processes.world} processes go on with what {world} began: last bits may differ")
+        found.append(dataclasses.replace(saved, training=training))
+
+    if of.processes.first:
+        checkpoint.remove_leftovers(of.work)
+        checkpoint.load_checkpoint(of.work, definition=of.definition, try_on=try_on, warn=of.screen.warn)
+    saved = of.processes.from_first(found[-1] if found else None)
+    if saved is not None and not of.processes.first:
+        state.take_over(saved)
+    return 0 if saved is None else saved.step
+
+
+def _say_where(of: Run, *, start: int, micro: int, history: History | None) -> None:
+    """Tell the person what begins, or goes on."""
+    if history is None:
+        return
+    section, screen = of.section, of.screen
+    if start:
+        screen.note(f"going on after step {start} of {section.steps}")
+        if missing := history.missing(start):
+            what = f"{missing} of the first {start} steps have no row; the weights are complete"
+            screen.warn(f"{of.work / HISTORY}: {what}")
+    else:
+        for line in _others(of.work, of.definition):
+            screen.note(line)
+        write_json(of.work / DEFINITION, of.definition)
+    turns = section.batch // of.processes.world // micro
+    if of.processes.world > 1 or turns > 1:
+        screen.note(
+            f"a batch of {section.batch} is {of.processes.world} x {turns} x {micro}"
+            f" (processes x parts one after the other x samples at once); norm_batch {section.norm_batch}"
+        )
+    screen.begin(total=section.steps, done=start)
+
+
+def _statistics_batches(of: Run) -> Iterator[Tensor]:
+    return parts.statistics_batches(
+        of.section,
+        of.store,
+        seed=of.seed,
+        processes=of.processes,
+        workers=of.machine.workers,
+        channels_last=of.machine.channels_last,
+    )
+
+
+def _numerical_stop(of: Run, state: State, error: NotFinite, *, items: list[int]) -> NumericalStop:
+    """Write down what is needed to see it again, and give the error that says where."""
+    ranks = of.processes.gather(error.here)
+    at_fault = ranks[of.processes.rank] if any(ranks) else of.processes.first
+    folder = of.work / f"not-finite-step-{error.step:09d}-rank{of.processes.rank}"
+    names = [of.store.split("train").name(item) for item in items]
+    if at_fault:
+        nonfinite.write(folder, state=state, error=error, names=names, definition=of.definition)
+    folders = [name for name in of.processes.gather(str(folder) if at_fault else "") if name]
+    seen = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return NumericalStop(
+        folders[0],
+        f"{error.what} at step {error.step} ({seen})",
+        "lower the learning rate or set clip_norm; the folder holds the batch and the weights before it",
+    )
+
+
+def _others(work: Path, definition: dict[str, Any]) -> Iterator[str]:
+    """What unfinished work of the same run there is under another definition, a line each."""
+    run = work.name.rsplit("-", 1)[0]
+    for folder in sorted(work.parent.glob(f"{run}-*")):
+        if folder == work or not any(folder.glob("step-*")) or not (folder / DEFINITION).is_file():
+            continue
+        other = read_json(folder / DEFINITION, todo="remove that folder")
+        if isinstance(other, dict):
+            differ = sorted(key for key in {*definition, *other} if definition.get(key) != other.get(key))
+            last = max(folder.glob("step-*")).name.removeprefix("step-").lstrip("0")
+            yield f"{folder.name} holds {last} steps of a run with other {', '.join(differ)}: not used"

@@ -1,0 +1,88 @@
+"""One of several processes that train together, for tests: `python pair.py SCENARIOS.json`, with torchrun's variables.
+
+Importing torch takes longer than all else here, so one process goes through many scenarios, each a dict:
+    out: where the first process puts the run's folder.
+    cut: the step after which a signal comes; training then goes on at once.
+    fresh: whether to begin with no resumable state and no run.
+    runtime, stage: parameters that differ, of `runtime` and of the train stage.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+from mmseg_cli import paths as places
+from mmseg_cli.errors import Interrupted
+from mmseg_cli.params import load
+from mmseg_cli.training.stages import run_stage
+
+RUN = Path("runs/demo/train/mmbconv-s0")
+
+
+class Screen:
+    def __init__(self, cut: int | None) -> None:
+        self.cut = cut
+
+    def begin(self, *, total: int, done: int) -> None:
+        pass
+
+    def step(self, step) -> None:
+        if step.number == self.cut:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def note(self, text: str) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
+        raise AssertionError(text)
+
+
+def train(scenario: dict, *, cut: int | None) -> None:
+    params = load(Path("params.yaml"))
+    params = params.model_copy(
+        update={
+            "runtime": params.runtime.model_copy(update=scenario.get("runtime", {})),
+            "train": type(params.train).model_validate(params.train.model_dump() | scenario.get("stage", {})),
+        }
+    )
+    run_stage(
+        "train",
+        params=params,
+        paths=places.find(preset="demo"),
+        variant="mmbconv",
+        seed=0,
+        screen=Screen(cut),
+        log=lambda metrics, step: None,
+    )
+
+
+def main() -> None:
+    warnings.simplefilter("error", UserWarning)
+    rank, port = int(os.environ["RANK"]), int(os.environ["MASTER_PORT"])
+    for number, scenario in enumerate(json.loads(Path(sys.argv[1]).read_text())):
+        os.environ["MASTER_PORT"] = str(port + 2 * number)
+        if rank == 0 and scenario.get("fresh", True):
+            for folder in ("runs/demo/train", ".work/demo-train"):
+                shutil.rmtree(folder, ignore_errors=True)
+        cut = scenario.get("cut")
+        if cut is not None:
+            try:
+                train(scenario, cut=cut)
+            except Interrupted as error:
+                assert error.exit_code == 128 + signal.SIGTERM
+            else:
+                raise AssertionError("no signal came")
+            os.environ["MASTER_PORT"] = str(port + 2 * number + 1)
+        train(scenario, cut=None)
+        if rank == 0:
+            shutil.copytree(RUN, scenario["out"])
+
+
+if __name__ == "__main__":
+    main()
