@@ -20,7 +20,8 @@ from mmseg_cli.errors import MmsegError, ResourceError
 def refusal(path: Path, error: OSError) -> MmsegError:
     """The user's error behind a failed write: no space (exit 4), or a place that cannot be written (exit 2)."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return ResourceError(path, no_space(path, error), "free some and run the same command again")
+        todo = "raise it (ulimit -f)" if error.errno == errno.EFBIG else "free some and run the same command again"
+        return ResourceError(path, no_space(path, error), todo)
     taken = error.errno in (errno.EISDIR, errno.EEXIST, errno.ENOTDIR)
     todo = "choose another place, something else is there" if taken else "check its permissions"
     return MmsegError(path, f"cannot be written ({error.strerror or error})", todo)

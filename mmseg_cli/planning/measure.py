@@ -27,7 +27,7 @@ from mmseg_cli.models.unet import build_network
 from mmseg_cli.params import ClassificationStage, Runtime, SegmentationStage
 from mmseg_cli.planning import energy
 from mmseg_cli.planning.choose import Case, Need
-from mmseg_cli.planning.counts import LOW_PRECISION, Counts
+from mmseg_cli.planning.counts import LOW_PRECISION, WORKING, Counts
 from mmseg_cli.processes import Processes
 from mmseg_cli.training import losses, parts
 from mmseg_cli.training.loop import NotFinite, Step, fit
@@ -36,9 +36,9 @@ Size = tuple[int, int]
 SHARE = 0.5  # of the free memory that a measurement may take by its counts: it is not alone on the machine
 PEAK = 1.5  # counted activations times this: a step's peak, to be on the safe side before it is measured
 FIRST_RATE = 5e9  # multiply-accumulates a second that any device is believed to do before one was measured
-LONGEST = 1.0  # seconds after which quick steps are repeated no more
+LONGEST = 0.5  # seconds after which quick steps are repeated no more
 MOST_STEPS = 12
-NOISE = 2.0  # a step's growth with the samples is at most this many times what autograd keeps
+NOISE = 2.0  # memory grows with the samples by at most this many times what autograd keeps
 RATE = 0.0  # learning rate: nothing is to be learned from noise, and a gradient on it may be huge
 
 
@@ -89,8 +89,17 @@ def fewest(case: Case, size: Size) -> int:
     return 2 if single and case.bound else 1
 
 
+@dataclass(frozen=True)
+class Point:
+    """A step that was measured."""
+
+    size: Size
+    micro: int
+    sample: Sample
+
+
 class Measurer:
-    """Measures what is asked for, once; what is too large for `seconds` or for the memory is scaled from a smaller one.
+    """Measures what is asked for; what is too large for the time or the memory is scaled from the largest that is not.
 
     Use as a context manager: on the CPU the steps run in a process of their own, whose memory is nobody else's.
 
@@ -100,7 +109,7 @@ class Measurer:
         device: where to measure.
         room: bytes that are free there.
         seconds: for all steps of one case, about.
-        advance: called when a case is measured for the first time.
+        advance: called with a case's name whenever it is measured.
     """
 
     def __init__(
@@ -116,9 +125,8 @@ class Measurer:
         self._counts, self._runtime, self._device = counts, runtime, device
         self._room, self._seconds, self._advance = room, seconds, advance
         self._pool: ProcessPoolExecutor | None = None
-        self._rates: dict[tuple[str, str], float] = {}
-        self._lines: dict[tuple[str, str, bool], tuple[Size, int, Sample, Sample]] = {}
-        self._whole: dict[tuple[str, str, bool, int], Sample | None] = {}
+        self._points: dict[tuple[str, str, bool], list[Point]] = {}
+        self._failed: set[tuple[str, str, bool, Size, int]] = set()
 
     def __enter__(self) -> Measurer:
         if self._device.type == "cpu":
@@ -133,76 +141,108 @@ class Measurer:
             self._pool.shutdown(cancel_futures=True)
 
     def need(self, case: Case, recompute: bool, micro: int) -> Need:
-        """What a step of `micro` samples takes: measured where that is possible in time and memory."""
+        """What a step of `micro` samples takes.
+
+        Raises:
+            ResourceError: not even the smallest step can be run.
+        """
         crop = (case.section.crop[0], case.section.crop[1])
-        key = (case.stage, case.variant, recompute, micro)
-        if key not in self._whole and micro >= fewest(case, crop) and self._possible(case, crop, micro, recompute):
-            self._whole[key] = self._run(case, crop, micro, recompute)
-        whole = self._whole.get(key)
-        if whole is not None:
-            return Need(whole.peak, whole.seconds, whole.watts, "measured")
-        scaled = self._scaled(case, crop, micro, recompute)
-        if key in self._whole:  # tried, and the memory did not suffice
+        points = self._points.setdefault((case.stage, case.variant, recompute), [])
+        self._climb(case, crop, micro, recompute, points)
+        for point in points:
+            if (point.size, point.micro) == (crop, micro):
+                sample = point.sample
+                return Need(sample.peak, sample.seconds, sample.watts, "measured")
+        scaled = self._scaled(case, crop, micro, recompute, points)
+        if (case.stage, case.variant, recompute, crop, micro) in self._failed:
             return Need(max(scaled.bytes, self._room + 1), scaled.seconds, scaled.watts, scaled.how)
         return scaled
 
-    def _scaled(self, case: Case, crop: Size, micro: int, recompute: bool) -> Need:
-        """A straight line through two measurements, at the same crop or a smaller one."""
-        counts = self._counts[case.stage, case.variant]
-        key = (case.stage, case.variant, recompute)
-        if key not in self._lines:
-            self._lines[key] = self._line(case, crop, recompute)
-        size, few, one, two = self._lines[key]
-        kept, whole = (counts.kept(each, recompute=recompute) for each in (size, crop))
-        # Held to what autograd keeps and to a multiple of it: two small steps differ by the allocator's noise, too.
-        share = LOW_PRECISION if case.section.precision != "float32" else 1.0
-        slope = min(max((two.backward - one.backward) / few, share * kept), NOISE * share * kept)
-        fixed = max(two.backward - 2 * few * slope, counts.parameter_bytes * (1 + counts.copies))
-        each_second = (two.seconds - one.seconds) / few
-        if each_second <= 0:
-            each_second = two.seconds / (2 * few)
-        every_second = max(one.seconds - few * each_second, 0.0)
-        return Need(
-            bytes=max(fixed + micro * slope * whole / kept, two.peak),
-            seconds=every_second + micro * each_second * counts.macs(crop) / counts.macs(size),
-            watts=two.watts,
-            how=f"scaled from {2 * few}x{size[0]}x{size[1]}",
-        )
+    def _climb(self, case: Case, crop: Size, micro: int, recompute: bool, points: list[Point]) -> None:
+        """Measure larger and larger steps, up to the one asked for or the largest that is possible."""
+        ladder = [(size, fewest(case, size)) for size in reversed(smaller(crop))]
+        while ladder[-1][1] * 2 < micro:
+            ladder.append((crop, ladder[-1][1] * 2))
+        if micro >= fewest(case, crop):
+            ladder = [rung for rung in ladder if rung[0] != crop or rung[1] < micro] + [(crop, micro)]
+        done = [ladder.index((point.size, point.micro)) for point in points if (point.size, point.micro) in ladder]
+        at = max(done, default=-1)
+        while at < len(ladder) - 1:
+            last = points[-1] if points else None
+            above = [
+                index
+                for index in range(at + 1, len(ladder))
+                if self._possible(case, *ladder[index], recompute, last=last)
+            ]
+            if not above and points:
+                break
+            at = max(above, default=0)
+            if not self._add(case, *ladder[at], recompute, points):
+                break
+        if not points:
+            what = f"not even a step of {ladder[0][1]} x {ladder[0][0][0]} x {ladder[0][0][1]} can be measured"
+            raise ResourceError(f"{case.stage} ({case.variant})", what, "end other programs, or use --gpus")
+        if len(points) == 1 and 0 < at and ladder[at] != (crop, micro):
+            self._add(case, *ladder[at - 1], recompute, points)  # what grows is told from what does not by two
 
-    def _line(self, case: Case, crop: Size, recompute: bool) -> tuple[Size, int, Sample, Sample]:
-        """Two measurements at the largest crop that is possible, one with twice the samples of the other."""
-        sizes = smaller(crop)
-        for size in sizes:
-            few = fewest(case, size)
-            if size == sizes[-1] or self._possible(case, size, 3 * few, recompute):
-                one, two = (self._run(case, size, number, recompute) for number in (few, 2 * few))
-                if one is not None and two is not None:
-                    return size, few, one, two
-        what = f"not even a step of {sizes[-1][0]}x{sizes[-1][1]} pixels can be measured"
-        raise ResourceError(f"{case.stage} ({case.variant})", what, "end other programs, or plan with --gpus")
-
-    def _possible(self, case: Case, size: Size, micro: int, recompute: bool) -> bool:
-        """Whether two steps of so many samples are believed to end in time, and in the free memory."""
-        counts = self._counts[case.stage, case.variant]
-        peak = counts.state_bytes + PEAK * micro * counts.kept(size, recompute=recompute)
-        if peak > SHARE * self._room:
+    def _add(self, case: Case, size: Size, micro: int, recompute: bool, points: list[Point]) -> bool:
+        """Measure one step, and keep `points` in the order of their size; False where the memory does not suffice."""
+        sample = self._run(case, size, micro, recompute)
+        if sample is None:
+            self._failed.add((case.stage, case.variant, recompute, size, micro))
             return False
-        work = 2 * micro * counts.work(size, recompute=recompute)
-        if work / FIRST_RATE <= self._seconds / 20:
-            return True  # so little that nothing need be known
-        return work / self._rate(case) <= self._seconds / 3
+        points.append(Point(size, micro, sample))
+        points.sort(key=lambda point: self._work(case, point.size, point.micro, recompute))
+        return True
 
-    def _rate(self, case: Case) -> float:
-        """Multiply-accumulates a second, from a step so small that it takes no time."""
-        key = (case.stage, case.variant)
-        if key not in self._rates:
-            counts = self._counts[key]
-            sizes = smaller((case.section.crop[0], case.section.crop[1]))
-            least = self._seconds / 20 * FIRST_RATE / 2
-            size = next((each for each in sizes if 2 * counts.work(each, recompute=False) <= least), sizes[-1])
-            sample = self._run(case, size, 2, False)
-            self._rates[key] = FIRST_RATE if sample is None else 2 * counts.work(size, recompute=False) / sample.seconds
-        return self._rates[key]
+    def _work(self, case: Case, size: Size, micro: int, recompute: bool) -> float:
+        """Multiply-accumulates of a step, about: by the area."""
+        counts, crop = self._counts[case.stage, case.variant], (case.section.crop[0], case.section.crop[1])
+        return micro * counts.work(crop, recompute=recompute) * size[0] * size[1] / (crop[0] * crop[1])
+
+    def _possible(self, case: Case, size: Size, micro: int, recompute: bool, *, last: Point | None) -> bool:
+        """Whether two steps are believed to end in a third of the time, and in the free memory."""
+        counts, crop = self._counts[case.stage, case.variant], (case.section.crop[0], case.section.crop[1])
+        kept = micro * counts.kept(crop, recompute=recompute) * size[0] * size[1] / (crop[0] * crop[1])
+        if counts.state_bytes + PEAK * kept > SHARE * self._room:
+            return False
+        work = self._work(case, size, micro, recompute)
+        seconds = work / FIRST_RATE
+        if last is not None:  # what it took stays, and more work is done at its speed: small steps are slow
+            before = self._work(case, last.size, last.micro, recompute)
+            seconds = last.sample.seconds + (work - before) / max(FIRST_RATE, before / last.sample.seconds)
+        return 2 * seconds <= self._seconds / 3
+
+    def _scaled(self, case: Case, crop: Size, micro: int, recompute: bool, points: list[Point]) -> Need:
+        """From the largest step that was measured, and how it differs from the one before."""
+        counts = self._counts[case.stage, case.variant]
+        large = points[-1]
+        kept = large.micro * counts.kept(large.size, recompute=recompute)
+        work = large.micro * counts.macs(large.size)
+        # Of memory and time a part does not grow. Both slopes are held within what is certain, because the difference
+        # of two small steps is noise: memory grows by what autograd keeps or more, time no faster than the work.
+        share = LOW_PRECISION if case.section.precision != "float32" else 1.0
+        bytes_slope, seconds_slope = (1 + WORKING) * share, large.sample.seconds / work
+        if len(points) > 1:
+            small = points[-2]
+            fewer = small.micro * counts.kept(small.size, recompute=recompute)
+            less = small.micro * counts.macs(small.size)
+            if kept > fewer:
+                bytes_slope = (large.sample.backward - small.sample.backward) / (kept - fewer)
+            if work > less:
+                seconds_slope = (large.sample.seconds - small.sample.seconds) / (work - less)
+        bytes_slope = min(max(bytes_slope, share), NOISE * share)
+        seconds_slope = min(max(seconds_slope, large.sample.seconds / work / 2), large.sample.seconds / work)
+        grown, more = micro * counts.kept(crop, recompute=recompute), micro * counts.macs(crop)
+        return Need(
+            bytes=max(
+                large.sample.backward + bytes_slope * (grown - kept),
+                counts.parameter_bytes * (1 + counts.copies) + bytes_slope * grown,
+            ),
+            seconds=large.sample.seconds + seconds_slope * (more - work),
+            watts=large.sample.watts,
+            how=f"scaled from {large.micro}x{large.size[0]}x{large.size[1]}",
+        )
 
     def _run(self, case: Case, size: Size, micro: int, recompute: bool) -> Sample | None:
         """One measurement; None where the memory does not suffice."""

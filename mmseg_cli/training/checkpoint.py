@@ -128,7 +128,7 @@ def save_checkpoint(
     except ResourceError as error:
         size = sum(map(len, contents.values()))
         what = f"{error.what}, a checkpoint takes {size:,}"
-        raise ResourceError(target, what, "free some and run the same command again") from error
+        raise ResourceError(target, what, error.todo) from error
     runtime.failpoint("save:after_replace")
     keep = {f"step-{best_step:09d}"} if best_step is not None else set()
     for old in _folders(work)[:-KEPT]:

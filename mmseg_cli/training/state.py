@@ -91,6 +91,7 @@ class State:
         best = None if training["best"] is None else Best(*training["best"])
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         of_parameter = training["optimizer"]["state"]
+        self._require_own(expected["optimizer"], training["optimizer"], parameters)
         laid_out = {
             index: {key: like(value, parameters[index]) for key, value in of_parameter[index].items()}
             for index in of_parameter
@@ -103,6 +104,23 @@ class State:
                 for key, tensor in average.weights.items():
                     tensor.copy_(training[name][key])
         self.best = best
+
+
+    def _require_own(self, own: dict[str, Any], other: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+        """Refuse optimizer state of another recipe, or with holes, which torch would take."""
+        if _without_rates(own["param_groups"]) != _without_rates(other["param_groups"]):
+            raise ValueError("its optimizer is another one")
+        if other["state"] and other["state"].keys() != set(range(len(parameters))):
+            raise ValueError("its optimizer is of another network")
+        for index, values in other["state"].items():
+            for value in values.values():
+                if isinstance(value, Tensor) and value.dim() and value.shape != parameters[index].shape:
+                    raise ValueError("its optimizer is of another network")
+
+
+def _without_rates(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Parameter groups apart from the learning rate, which is a function of the step."""
+    return [{key: value for key, value in group.items() if key != "lr"} for group in groups]
 
 
 def _shapes(weights: dict[str, Tensor] | None) -> dict[str, torch.Size] | None:

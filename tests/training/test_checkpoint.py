@@ -258,6 +258,26 @@ def test_a_checkpoint_that_does_not_fit_is_left_out_whole(tmp_path, recipe):
     same(everything(state), before)
 
 
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda optimizer: optimizer["state"].pop(0),
+        lambda optimizer: optimizer["state"][0].update(exp_avg=torch.zeros(3)),
+        lambda optimizer: optimizer["param_groups"][0].update(betas="x"),
+    ],
+)
+def test_optimizer_state_with_holes_does_not_fit(tmp_path, harm):
+    state = parts()
+    step(state, 1)
+    training = state.training()
+    harm(training["optimizer"])
+    save(tmp_path, state, 1, training=training)
+    again = parts(seed=9)
+    number, warnings = resume(tmp_path, again)
+    assert number == 0
+    assert "does not fit (its optimizer is" in warnings[0]
+
+
 def test_a_half_written_one_is_not_seen(work):
     folder, _ = work
     shutil.copytree(folder / "step-000000003", folder / ".step-000000004.abc")

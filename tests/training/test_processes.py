@@ -106,7 +106,7 @@ def test_two_processes_train_as_one_does_and_resume_to_the_bit(project_with_reci
         assert ours.keys() == theirs.keys()
         for name in ours:
             # What a norm cancels has no gradient but rounding, which AdamW makes steps of.
-            if name not in ("body.encoder.level2.block0.project_norm.bias", "body.decoder.level1.fuse.norm.running_mean"):
+            if not name.endswith(("level2.block0.project_norm.bias", "decoder.level1.fuse.norm.running_mean")):
                 torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4, msg=name)
         figures = [[row["mean_iou"] for row in rows(place) if "mean_iou" in row] for place in (folder, alone)]
         assert figures[0] == pytest.approx(figures[1], abs=0.01)

@@ -19,7 +19,11 @@ from safetensors.torch import load_file
 from mmseg_cli import paths as places
 from mmseg_cli import runtime
 from mmseg_cli.data import loader
+from mmseg_cli.data.store import open_store
 from mmseg_cli.errors import Interrupted, MmsegError, NumericalStop
+from mmseg_cli.evaluation.inference import confusions
+from mmseg_cli.evaluation.metrics import mean_iou
+from mmseg_cli.models.weights import load_network
 from mmseg_cli.params import load
 from mmseg_cli.training.stages import run_stage
 
@@ -280,6 +284,111 @@ def test_two_processes_do_not_share_a_run(rung, mmseg_process):
         assert not RUN.exists()
         holder.kill()
     assert mmseg_process("train", "--variant", "mmbconv", "--seed", 0).code == 0  # the lock went with its process
+
+
+EVERYTHING = {
+    "batch": 4,
+    "norm_batch": 2,
+    "precision": "bfloat16",
+    "lookahead": {"k": 2, "alpha": 0.5},
+    "ema": {"decay": 0.9},
+    "precise_bn": 2,
+    "stochastic_depth": 0.2,
+    "deep_supervision": 0.4,
+    "loss": {
+        "cross_entropy": 1,
+        "ohem": 0.5,
+        "ohem_threshold": 0.7,
+        "ohem_min_share": 0.1,
+        "dice": 0.5,
+        "lovasz": 0.5,
+        "rmi": 0.5,
+    },
+}
+
+
+@pytest.fixture
+def everything(rung, change_params):
+    """The same project with every part of a recipe in use."""
+
+    def change(p):
+        p["network"].update(levels=3)
+        p["train"].update(EVERYTHING)
+        p["train"]["augment"].update(blur=0.5, class_uniform=0.5, uniform_last=3)
+
+    change_params(change)
+    return rung
+
+
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_deterministic_run_gives_the_same_bits_twice(everything, change_params, threads):
+    change_params(lambda p: p["runtime"].update(deterministic=True, threads=threads))
+    try:
+        stage()
+        first = outcome()
+        assert torch.are_deterministic_algorithms_enabled()
+        forget()
+        stage()
+        assert outcome() == first
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(1)
+
+
+def test_recomputing_activations_changes_no_bit(everything, change_params):
+    stage()
+    first = outcome()
+    forget()
+    change_params(lambda p: p["runtime"].update(recompute=True))
+    stage()
+    assert outcome() == first
+
+
+def test_the_averaged_weights_are_the_run_s(everything, change_params):
+    """The figures in the record are of the very weights that are left, and auxiliary heads are not left."""
+    stage()
+    record = json.loads((RUN / "record.json").read_text())
+    left = load_file(RUN / "model.safetensors")
+    assert not [name for name in left if "auxiliary" in name]
+    (work,) = work_folders()
+    fast = load_file(work / "step-000000006" / "model.safetensors")
+    assert [name for name in fast if "auxiliary" in name]
+    assert not torch.equal(left["head.classifier.weight"], fast["network.head.classifier.weight"])
+    params = load(Path("params.yaml"))
+    network, _ = load_network(RUN, expected=params.network_of("mmbconv"))
+    store = open_store(Path("data/demo/cityscapes"))
+    images = loader.items_loader(loader.WholeImages(store.split("val")), workers=0)
+    matrix = confusions(network, images, classes=19, device=torch.device("cpu")).sum(0)
+    assert mean_iou(matrix) == pytest.approx(record["figures"]["mean_iou"], abs=1e-12)
+
+
+def test_group_norm_may_be_split_further(everything, change_params):
+    """Where no batch norm looks at its neighbours, fewer samples at once change the last bits only."""
+    change_params(lambda p: p["network"].update(norm="group"))
+    change_params(lambda p: p["train"].update(stochastic_depth=0, precision="float32"))
+    stage()
+    whole = [row["loss"] for row in rows() if "loss" in row]
+    forget()
+    change_params(lambda p: p["runtime"].update(micro_batch=1))
+    stage()
+    assert [row["loss"] for row in rows() if "loss" in row] == pytest.approx(whole, rel=1e-4)
+
+
+def test_batch_norm_s_samples_are_kept_or_refused(everything, change_params):
+    change_params(lambda p: p["runtime"].update(micro_batch=1))
+    with pytest.raises(MmsegError, match=r"runtime\.micro_batch: 1 is not the 2 samples that norm_batch 2 leaves"):
+        stage()
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_as_the_plain_one(everything, change_params):
+    change_params(lambda p: p["train"].update(precision="float32", stochastic_depth=0))
+    stage()
+    plain = [row["loss"] for row in rows() if "loss" in row]
+    forget()
+    change_params(lambda p: p["runtime"].update(compile=True))
+    stage()
+    assert [row["loss"] for row in rows() if "loss" in row] == pytest.approx(plain, rel=1e-3)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_old_one(rung, change_params):
