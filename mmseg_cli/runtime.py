@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _passed: dict[str, int] = {}  # how often each failpoint was reached
 
 
@@ -123,6 +124,18 @@ def die_with_parent() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+def serve_parent(_number: int = 0) -> None:
+    """To be called in a process that only reads data for this one: it ends with it, and with nothing else.
+
+    A signal to a whole group (Ctrl-C, a launcher, a scheduler) is the trainer's business, which goes on for a step; and
+    a reader that outlived a killed trainer would keep its lock.
+    """
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 class StopRequest:
     """Set by SIGTERM, SIGINT or SIGUSR1; the training loop looks at it between two steps."""
 
@@ -137,8 +150,7 @@ class StopRequest:
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
         """Replace the handlers of the three signals inside the block."""
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-        before = {number: signal.signal(number, self._note) for number in numbers}
+        before = {number: signal.signal(number, self._note) for number in STOPPING}
         try:
             yield self
         finally:

@@ -102,7 +102,7 @@ def _train(
 
     place = runtime.place()
     lock = paths.lock(stage, run_name(name, seed))
-    wanted = _devices(devices, params)
+    wanted = _devices(devices, params) if getattr(params, stage).steps else 1  # left out: there is nothing to share
     if place is None and wanted != 1:
         with runtime.only_one(lock):
             pass  # a fault that is there before the processes start; the first of them holds it for good
@@ -111,7 +111,9 @@ def _train(
         processes = launch.count(wanted, device=params.runtime.device)
         if processes > 1:
             again = [*COMMANDS[stage], "--preset", preset, "--variant", name, "--seed", str(seed)]
-            code = launch.launch(again, processes=processes)
+            code, lines = launch.launch(again, processes=processes)
+            for line in lines:
+                sys.stderr.write(f"{line}\n")
             if code:
                 raise typer.Exit(code)
             return
@@ -412,16 +414,22 @@ def ablate(
     )
 
 
+NO_MEMORY = ("can't allocate memory", "DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
 def _as_error(error: Exception) -> MmsegError | None:
     """The user's error behind an exception that the machine raised; None where it is a bug of ours."""
     memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if memory or "can't allocate memory" in str(error) or "DefaultCPUAllocator" in str(error):
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        what = f"a process that reads data was ended ({' '.join(str(error).split())[:160]})"
+        return ResourceError("memory", what, "set fewer runtime.workers, or give the container more shared memory")
+    if memory or (isinstance(error, RuntimeError) and any(word in str(error) for word in NO_MEMORY)):
         todo = (
             "set runtime.recompute: true or more runtime.devices, which change no result; a smaller batch, norm_batch"
             " or crop does. `mmseg plan` says what fits"
         )
         return ResourceError("memory", "does not suffice for this step", todo)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         from mmseg_cli.files import no_space
 
         where = Path(error.filename or ".")
@@ -429,20 +437,32 @@ def _as_error(error: Exception) -> MmsegError | None:
     return None
 
 
-def _is_told_elsewhere(error: Exception, known: MmsegError | None) -> bool:
-    """Whether another of several processes says why they end: the first of a machine for what all of them meet, and the
-    one that failed where the others only notice that it is gone."""
+# What torch says in a process when another one has gone.
+GONE = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "NCCL", "TCPStore")
+
+
+def _lost_contact(error: Exception) -> MmsegError | None:
+    """The error of one of several processes whose exchange with the others failed: most likely it has its own line."""
     from mmseg_cli.runtime import place
 
     where = place()
-    if where is None or where.world == 1:
-        return False
-    if known is None:
-        return isinstance(error, RuntimeError) and any(word in str(error) for word in GONE)
-    return where.local_rank > 0 and not isinstance(known, ResourceError)
+    if where is None or not isinstance(error, RuntimeError) or not any(word in str(error) for word in GONE):
+        return None
+    what = f"lost the other processes ({' '.join(str(error).split())[:200]})"
+    lost = MmsegError(f"process {where.rank}", what, "see what they say, and run the same command again to go on")
+    lost.exit_code = 1
+    return lost
 
 
-GONE = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "NCCL", "TCPStore")
+def _tell(known: MmsegError) -> None:
+    """Print the one line, or hand it to the launcher of several processes."""
+    line = f"mmseg: error: {known}"
+    if "MMSEG_ERRORS" in os.environ:
+        from mmseg_cli.training.launch import tell
+
+        if tell(line, secondary=known.exit_code == 1):
+            return
+    sys.stderr.write(f"{line}\n")
 
 
 def _end(signal_number: int, _frame: FrameType | None) -> None:
@@ -452,17 +472,18 @@ def _end(signal_number: int, _frame: FrameType | None) -> None:
 
 def main() -> None:
     """The entry point: one line for an error that the user can mend, and its exit code."""
-    if threading.current_thread() is threading.main_thread():
+    main_thread = threading.current_thread() is threading.main_thread()
+    if main_thread:
         signal.signal(signal.SIGTERM, _end)
     try:
         app()
     except Exception as error:
-        known = error if isinstance(error, MmsegError) else _as_error(error)
-        silent = _is_told_elsewhere(error, known)
-        if known is None and not silent:
+        known = error if isinstance(error, MmsegError) else _as_error(error) or _lost_contact(error)
+        if known is None:
             raise
+        if main_thread and "MMSEG_ERRORS" in os.environ:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, while this process ends already
         if os.environ.get("MMSEG_DEBUG"):
             traceback.print_exc()
-        elif not silent:
-            sys.stderr.write(f"mmseg: error: {known}\n")
-        sys.exit(1 if known is None else known.exit_code)
+        _tell(known)
+        sys.exit(known.exit_code)

@@ -37,7 +37,7 @@ def plan(
     seconds: Annotated[
         float,
         typer.Option(min=1, help="Time for measuring a stage, about; larger steps are scaled from smaller crops."),
-    ] = 60.0,
+    ] = 30.0,
     json_report: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the plan as JSON.")] = None,
 ) -> None:
     """Print what every stage of a preset costs on this machine, and the runtime settings that make it fit.
@@ -125,12 +125,9 @@ def _show(made: Plan, *, params: Params, paths: Paths, speed: float) -> None:
             [_cells(row, seeds=made.seeds, energy=energy) for row in rows],
         )
     screen.table(
-        "disk (GiB)",
+        "disk",
         ("stage", "one checkpoint", "while a run goes", "left by all runs"),
-        [
-            (disk.stage, *(f"{size / GIB:.3f}" for size in (disk.checkpoint, disk.running, disk.left)))
-            for disk in made.disk
-        ],
+        [(disk.stage, *(_size(size) for size in (disk.checkpoint, disk.running, disk.left))) for disk in made.disk],
     )
     variants, total = len(params.ablate.variants), f"{_hours(made.hours)} one run after the other"
     devices = max(row.setting.devices for row in made.rows)
@@ -143,14 +140,11 @@ def _show(made: Plan, *, params: Params, paths: Paths, speed: float) -> None:
         ("whole grid", f"{variants} variants x {made.seeds} seeds: {total}"),
         (
             "energy",
-            f"{kilowatts:,.2f} kWh, of the GPUs alone" if kilowatts is not None else made.no_energy or "unknown",
+            f"{_short(kilowatts)} kWh, of the GPUs alone" if kilowatts is not None else made.no_energy or "unknown",
         ),
         (
             "prepared data",
-            ", ".join(
-                f"{name} {'not prepared' if size is None else f'{size / GIB:.3f} GiB'}"
-                for name, size in made.data.items()
-            ),
+            ", ".join(f"{name} {'not prepared' if size is None else _size(size)}" for name, size in made.data.items()),
         ),
         (
             "disk",
@@ -178,16 +172,24 @@ def _cells(row: Row, *, seeds: int, energy: bool) -> list[str]:
         f"{row.need.bytes / GIB:,.2f}",
         "yes" if row.fits else "no",
         f"{row.step_seconds:,.3f}",
-        f"{row.hours:,.2f}",
-        f"{seeds * row.hours:,.2f}",
+        _short(row.hours),
+        _short(seeds * row.hours),
     ]
     if energy:
-        cells.append(f"{seeds * (row.kilowatt_hours or 0):,.2f}")
+        cells.append(_short(seeds * (row.kilowatt_hours or 0)))
     return cells
 
 
+def _short(number: float) -> str:
+    return f"{number:.4f}" if number < 1 else f"{number:,.2f}" if number < 1000 else f"{number:,.0f}"
+
+
+def _size(size: float) -> str:
+    return f"{size / GIB:,.2f} GiB" if size >= GIB else f"{size / 2**20:,.1f} MiB"
+
+
 def _hours(hours: float) -> str:
-    text = f"{hours:,.2f} hours" if hours < 10 else f"{hours:,.0f} hours"
+    text = f"{_short(hours)} hours"
     return text if hours < 48 else f"{text} ({hours / 24:,.0f} days)"
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mmseg_cli import runtime
 from mmseg_cli.data import sampling, transforms
 from mmseg_cli.data.store import Split
 from mmseg_cli.errors import MmsegError
@@ -283,6 +284,7 @@ def steps_loader(batches: Dataset[Batch], *, start: int, stop: int, workers: int
         sampler=range(start, stop),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=runtime.serve_parent,
     )
 
 
@@ -290,4 +292,10 @@ def items_loader(
     batches: WholeImages | CentreCrops, *, workers: int, rank: int = 0, world: int = 1
 ) -> DataLoader[Batch]:
     """All batches of a validation set once, in order; each of `world` processes has every world-th, none is padded."""
-    return DataLoader(batches, batch_size=None, sampler=range(rank, len(batches), world), num_workers=workers)
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(rank, len(batches), world),
+        num_workers=workers,
+        worker_init_fn=runtime.serve_parent,
+    )

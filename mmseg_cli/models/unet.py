@@ -339,6 +339,14 @@ def recompute_blocks(network: nn.Module, on: bool = True) -> None:
             module.recompute = on
 
 
+def compile_blocks(network: nn.Module) -> None:
+    """Compile every block of ``network`` by itself: recomputation, which happens around a block, cannot be compiled."""
+    for module in network.modules():
+        if isinstance(module, _Level):
+            for block in module.blocks():
+                block.compile()
+
+
 def set_stochastic_depth(network: nn.Module, rate: float) -> None:
     """Let training skip the residual branch of each block at random, for each image (arXiv 1603.09382).
 

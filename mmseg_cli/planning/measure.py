@@ -182,7 +182,7 @@ class Measurer:
         if not points:
             what = f"not even a step of {ladder[0][1]} x {ladder[0][0][0]} x {ladder[0][0][1]} can be measured"
             raise ResourceError(f"{case.stage} ({case.variant})", what, "end other programs, or use --gpus")
-        if len(points) == 1 and 0 < at and ladder[at] != (crop, micro):
+        if len(points) == 1 and at > 0 and ladder[at] != (crop, micro):
             self._add(case, *ladder[at - 1], recompute, points)  # what grows is told from what does not by two
 
     def _add(self, case: Case, size: Size, micro: int, recompute: bool, points: list[Point]) -> bool:
@@ -232,7 +232,7 @@ class Measurer:
             if work > less:
                 seconds_slope = (large.sample.seconds - small.sample.seconds) / (work - less)
         bytes_slope = min(max(bytes_slope, share), NOISE * share)
-        seconds_slope = min(max(seconds_slope, large.sample.seconds / work / 2), large.sample.seconds / work)
+        seconds_slope = min(max(seconds_slope, large.sample.seconds / work / 10), large.sample.seconds / work)
         grown, more = micro * counts.kept(crop, recompute=recompute), micro * counts.macs(crop)
         return Need(
             bytes=max(

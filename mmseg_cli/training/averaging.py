@@ -99,10 +99,10 @@ def evaluated_with(
         batches: see `estimate_statistics`, as `seed`; None keeps the running statistics.
     """
     own = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    take_over(network, weights)
-    if batches is not None:
-        estimate_statistics(network, batches, seed=seed)
     try:
+        take_over(network, weights)
+        if batches is not None:
+            estimate_statistics(network, batches, seed=seed)
         yield
     finally:
         network.load_state_dict(own)

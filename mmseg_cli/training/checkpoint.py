@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,10 @@ def save_checkpoint(
         TENSORS: save(tensors),
         VALUES: json.dumps(values, separators=(",", ":")).encode(),
     }
+    for name, content in contents.items():
+        described = len(content) if name == VALUES else int.from_bytes(content[:8], "little")
+        if described > LARGEST_JSON:
+            raise MmsegError(name, f"takes {described:,} bytes to describe", f"no checkpoint may take {LARGEST_JSON:,}")
     target = work / f"step-{step:09d}"
     try:
         with new_folder(target) as folder:
@@ -201,7 +206,7 @@ def load_checkpoint(
 ) -> int:
     """Hand the newest intact checkpoint to `try_on` and return its step, or 0 where there is none.
 
-    A damaged one is left out aloud, and the one before it is used.
+    A damaged one is left out aloud and renamed `damaged-...`, and the one before it is used.
 
     Args:
         definition: must equal that of the run that was saved.
@@ -210,12 +215,12 @@ def load_checkpoint(
     Raises:
         MmsegError: the newest intact checkpoint is of a run that is defined otherwise; names the keys that differ.
     """
-    damaged: list[str] = []
+    damaged: dict[Path, str] = {}
     for folder in reversed(_folders(work)):
         try:
             saved, other = _read(folder)
         except (Exception, RecursionError) as error:  # whatever is wrong with it, the one before may be right
-            damaged.append(f"checkpoint {folder} cannot be used ({_in_one_line(error)})")
+            damaged[folder] = f"checkpoint {folder} cannot be used ({_in_one_line(error)})"
             continue
         differ = sorted(key for key in {*definition, *other} if definition.get(key) != other.get(key))
         if differ:
@@ -224,14 +229,24 @@ def load_checkpoint(
         try:
             try_on(saved)
         except (KeyError, ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
-            damaged.append(f"checkpoint {folder} does not fit ({_in_one_line(error)})")
+            damaged[folder] = f"checkpoint {folder} does not fit ({_in_one_line(error)})"
             continue
-        for line in damaged:
+        for bad, line in damaged.items():
             warn(f"{line}; going on from {folder.name}")
+            _set_aside(bad)
         return saved.step
-    for line in damaged:
+    for bad, line in damaged.items():
         warn(f"{line}; there is no intact one before it, starting from the beginning")
+        _set_aside(bad)
     return 0
+
+
+def _set_aside(folder: Path) -> None:
+    """Rename a damaged checkpoint, so that it does not count as one of those that are kept."""
+    aside = folder.with_name(f"damaged-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    with suppress(OSError):
+        folder.rename(aside)
 
 
 def _in_one_line(error: BaseException) -> str:

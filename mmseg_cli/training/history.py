@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,12 @@ def _read_history(path: Path, *, up_to: int) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
         except ValueError:
             continue  # the last line of a killed process may be half written
-        if row["step"] <= up_to:
+        if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= up_to:
             rows.append(row)
     return rows
 
@@ -41,8 +43,13 @@ class History:
         return "".join(json.dumps(row) + "\n" for row in self.rows)
 
     def add(self, row: Mapping[str, float], *, step: int) -> None:
-        """Keep one row."""
-        self.rows.append({"step": step, **row})
+        """Keep one row.
+
+        Raises:
+            ResourceError: the disk is full.
+        """
+        # JSON has no Infinity, which a gradient that float16 leaves out may be.
+        self.rows.append({"step": step} | {key: value if math.isfinite(value) else None for key, value in row.items()})
         try:
             self._file.write(json.dumps(self.rows[-1]) + "\n")
             self._file.flush()
@@ -51,11 +58,15 @@ class History:
 
     def secure(self) -> None:
         """Make what is written survive a power cut."""
-        os.fsync(self._file.fileno())
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise refusal(Path(self._file.name), error) from error
 
     def close(self) -> None:
-        """Close the file; the rows stay."""
-        self._file.close()
+        """Close the file; the rows stay. What a full disk did not take has been told before."""
+        with suppress(OSError):
+            self._file.close()
 
     def figures(self, step: int) -> dict[str, float] | None:
         """The validation figures of a step, if it was validated."""
@@ -63,6 +74,15 @@ class History:
             if row["step"] == step and "loss" not in row:
                 return {key: value for key, value in row.items() if key != "step"}
         return None
+
+    def best_step(self) -> int | None:
+        """The step with the best validation so far, by its first figure: whose checkpoint is kept, for curiosity.
+
+        Tables never use it.
+        """
+        validated = [row for row in self.rows if "loss" not in row]
+        figure = [(list(row.values())[1], row["step"]) for row in validated]
+        return max(figure, key=lambda one: one[0])[1] if figure else None
 
     def missing(self, up_to: int) -> int:
         """How many of the steps 1 .. up_to have no row: the file was damaged."""

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
+import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from mmseg_cli.errors import INTERRUPTED, MmsegError
+from mmseg_cli import runtime
+from mmseg_cli.errors import INTERRUPTED, MmsegError, ResourceError
 
 SHUTDOWN_SECONDS = 600  # for the step that runs and the checkpoint after it, before a process is killed
 CLEAR = (2, 3, 4)  # exit codes of a process that said why it ended; the others end because it did
+ERRORS = "MMSEG_ERRORS"  # the folder in which the processes leave their last lines, so that none is printed eight times
 
 
 def count(wanted: int | str, *, device: str) -> int:
@@ -22,6 +27,10 @@ def count(wanted: int | str, *, device: str) -> int:
     """
     import torch
 
+    if ":" in device:
+        if wanted not in (1, "auto"):
+            raise MmsegError("runtime.device", f"{device} is one device", "set it to auto, cuda or cpu for several")
+        return 1
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     gpus = torch.cuda.device_count() if on_gpu else 0
     if wanted == "auto":
@@ -29,15 +38,19 @@ def count(wanted: int | str, *, device: str) -> int:
     processes = int(wanted)
     if on_gpu and processes > gpus:
         raise MmsegError("--devices", f"{processes} are more than the {gpus} GPUs here", f"use {gpus} or fewer")
-    if processes > 1 and ":" in device:
-        raise MmsegError("runtime.device", f"{device} is one device", "set it to auto, cuda or cpu for several")
     return processes
 
 
-def launch(command: Sequence[str], *, processes: int) -> int:
-    """Run `mmseg COMMAND` in several processes that know of each other, and give the exit code of them all.
+def launch(command: Sequence[str], *, processes: int) -> tuple[int, list[str]]:
+    """Run `mmseg COMMAND` in several processes that know of each other.
 
     SIGTERM, SIGINT and SIGUSR1 are passed on; the processes save a checkpoint and end. One that fails ends the others.
+
+    Returns:
+        The exit code of them all, and what they had to say about it: each line once, however many said it.
+
+    Raises:
+        ResourceError: one was killed.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -51,25 +64,52 @@ def launch(command: Sequence[str], *, processes: int) -> int:
         nproc_per_node=processes,
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",  # the machine's own name need not lead anywhere
         max_restarts=0,  # DVC, or the person, starts a failed run again; it goes on from its checkpoint
         monitor_interval=0.1,
         signals_to_handle="SIGTERM,SIGINT,SIGUSR1",
         shutdown_timeout=SHUTDOWN_SECONDS,
     )
-    try:
-        elastic_launch(config, sys.executable)("-m", "mmseg_cli", *command)
-    except SignalException as error:
-        return INTERRUPTED + int(error.sigval)
-    except ChildFailedError as error:
-        codes = [failure.exitcode for failure in error.failures.values()]
-        clear = [code for code in codes if code in CLEAR or code > INTERRUPTED]
-        if clear:
-            return min(clear)
-        rank, failure = error.get_first_failure()
-        if failure.exitcode < 0:
-            name = signal.Signals(-failure.exitcode).name
-            what = f"was ended by {name}" + (", as a machine out of memory does" if name == "SIGKILL" else "")
-            raise MmsegError(f"process {rank}", what, "run the same command again to go on") from error
-        return failure.exitcode
-    return 0
+    with tempfile.TemporaryDirectory(prefix="mmseg-") as folder:
+        os.environ[ERRORS] = folder
+        try:
+            elastic_launch(config, sys.executable)("-m", "mmseg_cli", *command)
+        except SignalException as error:
+            return INTERRUPTED + int(error.sigval), _said(Path(folder))
+        except ChildFailedError as error:
+            codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+            clear = [code for code in codes.values() if code in CLEAR]
+            return min(clear) if clear else _unclear(codes), _said(Path(folder))
+        finally:
+            del os.environ[ERRORS]
+    return 0, []
+
+
+def tell(line: str, *, secondary: bool) -> bool:
+    """Leave a line for the launcher, from one of its processes; False where there is no launcher of ours.
+
+    Args:
+        secondary: the process ends because another one did; told only if that one said nothing.
+    """
+    where = runtime.place()
+    if ERRORS not in os.environ or where is None:
+        return False
+    (Path(os.environ[ERRORS]) / f"{'later' if secondary else 'first'}-{where.rank:06d}").write_text(line)
+    return True
+
+
+def _said(folder: Path) -> list[str]:
+    lines = [file.read_text() for file in sorted(folder.glob("first-*"))]
+    return list(dict.fromkeys(lines)) or [file.read_text() for file in sorted(folder.glob("later-*"))[:1]]
+
+
+def _unclear(codes: Mapping[int, int]) -> int:
+    """A crash is not an interruption, though the others were then interrupted."""
+    for rank, code in codes.items():
+        if code < 0:
+            name = signal.Signals(-code).name
+            what = f"was ended by {name}" + (", as a machine out of memory does" if code == -signal.SIGKILL else "")
+            raise ResourceError(f"process {rank}", what, "run the same command again to go on")
+    crashed = [code for code in codes.values() if code < INTERRUPTED]
+    return crashed[0] if crashed else min(codes.values())

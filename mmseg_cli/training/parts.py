@@ -18,7 +18,7 @@ from mmseg_cli.errors import MmsegError
 from mmseg_cli.evaluation import inference, metrics
 from mmseg_cli.models.auxiliary import DeepSupervision
 from mmseg_cli.models.norms import synchronise
-from mmseg_cli.models.unet import SegmentationNetwork, recompute_blocks, set_stochastic_depth
+from mmseg_cli.models.unet import SegmentationNetwork, compile_blocks, recompute_blocks, set_stochastic_depth
 from mmseg_cli.params import ClassificationStage, Runtime, SegmentationStage, Stage
 from mmseg_cli.processes import Processes
 from mmseg_cli.training import losses, schedule
@@ -26,6 +26,7 @@ from mmseg_cli.training.averaging import Ema, Lookahead
 from mmseg_cli.training.optim import build_optimizer
 from mmseg_cli.training.state import State
 
+PICTURES = 32  # of a classification, validated at once
 Crops = loader.SegmentationCrops | loader.ClassificationCrops
 Validate = Callable[[nn.Module, Callable[[], bool]], dict[str, float] | None]
 
@@ -122,7 +123,8 @@ def validator(section: Stage, store: Store, *, processes: Processes, workers: in
     own = {"workers": workers, "rank": processes.rank, "world": processes.world}
     device = processes.device
     if isinstance(section, ClassificationStage):
-        pictures = loader.CentreCrops(split, batch=section.batch, crop=(section.crop[0], section.crop[1]))
+        at_once = min(section.batch, PICTURES)
+        pictures = loader.CentreCrops(split, batch=at_once, crop=(section.crop[0], section.crop[1]))
 
         def accuracy(network: nn.Module, stop: Callable[[], bool]) -> dict[str, float] | None:
             batches = _until(stop, loader.items_loader(pictures, **own))
@@ -177,16 +179,16 @@ def state(section: Stage, network: nn.Module, *, runtime: Runtime, processes: Pr
     )
 
 
-def callable_model(
-    network: nn.Module, *, compiled: bool, deterministic: bool, processes: Processes
-) -> Callable[[Tensor], Any]:
+def callable_model(network: nn.Module, *, runtime: Runtime, processes: Processes) -> Callable[[Tensor], Any]:
     """The network as a step calls it: compiled, and with gradients that are averaged over the processes, where wanted.
 
     DDP sums float32 gradients: weights, and therefore gradients, are float32 under mixed precision too. It groups them
     anew after its first step, which may change the last bits of a sum over more than two processes; `deterministic`
     forbids it.
     """
-    model: Any = torch.compile(network) if compiled else network
+    if runtime.compile and runtime.recompute:
+        compile_blocks(network)
+    model: Any = torch.compile(network) if runtime.compile and not runtime.recompute else network
     if processes.world == 1:
         return model  # type: ignore[no-any-return]
     # Neither is a fault: newer versions name the first otherwise, and of a 1x1 kernel no stride is the right one.
@@ -197,7 +199,7 @@ def callable_model(
         device_ids=[processes.device] if processes.device.type == "cuda" else None,
         broadcast_buffers=False,  # synchronised norms keep them equal
         gradient_as_bucket_view=True,
-        find_unused_parameters=deterministic,
+        find_unused_parameters=runtime.deterministic,
     )
 
 

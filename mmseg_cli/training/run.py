@@ -22,7 +22,7 @@ from mmseg_cli.training import checkpoint, nonfinite, parts
 from mmseg_cli.training.averaging import estimate_statistics, evaluated_with, take_over
 from mmseg_cli.training.history import HISTORY, History
 from mmseg_cli.training.loop import NotFinite, Step, fit
-from mmseg_cli.training.state import Best, State
+from mmseg_cli.training.state import State
 
 DEFINITION = "definition.json"
 
@@ -86,8 +86,11 @@ def train(of: Run, network: nn.Module) -> tuple[dict[str, float], str, int]:
         history = History(of.work / HISTORY, up_to=start) if processes.first else None
         _say_where(of, start=start, micro=micro, history=history)
 
+        saved = start
+
         def save(step: int) -> None:
-            if history is not None:
+            nonlocal saved
+            if history is not None and saved != step:
                 history.secure()
                 checkpoint.save_checkpoint(
                     of.work,
@@ -95,27 +98,22 @@ def train(of: Run, network: nn.Module) -> tuple[dict[str, float], str, int]:
                     definition=of.definition,
                     network=state.network.state_dict(),
                     training=state.training() | {"world": processes.world},
-                    best_step=None if state.best is None else state.best.step,
+                    best_step=history.best_step(),
                 )
+            saved = step
 
-        def validate_at(step: int) -> dict[str, float] | None:
+        def validate_at(step: int) -> None:
             averaged = state.averaged()
             statistics = _statistics_batches(of) if section.precise_bn else None
             with evaluated_with(state.network, averaged, statistics, seed=of.seed) if averaged else nullcontext():
                 figures = validate(network, lambda: stop.signal_number is not None)
-            if figures is None:
-                return None
-            figure = next(iter(figures.values()))
-            if state.best is None or figure > state.best.figure:
-                state.best = Best(step, figure)
-            if history is not None:
+            if figures is not None and history is not None:
                 history.add(figures, step=step)
                 of.log(figures, step=step)
                 of.screen.note(f"step {step}: " + ", ".join(f"{key} {value:.4f}" for key, value in figures.items()))
-            return figures
 
         def stop_if_asked(step: int) -> None:
-            asked = max(processes.gather(stop.signal_number or 0))
+            asked = processes.largest(stop.signal_number or 0)
             if asked:
                 save(step)
                 raise runtime.interrupted(of.run, asked, f"saved after step {step} of {section.steps}")
@@ -127,25 +125,22 @@ def train(of: Run, network: nn.Module) -> tuple[dict[str, float], str, int]:
                 history.add(row, step=step.number)
                 speed = {"images_per_second": step.images / step.seconds, "data_wait": step.waited / step.seconds}
                 of.log(row | speed, step=step.number)
-            last = step.number == section.steps
-            due = step.number % section.validate_every == 0 or last
-            if due:
+            validated = step.number % section.validate_every == 0 or step.number == section.steps
+            if step.number % section.checkpoint_every == 0 or validated:
+                save(step.number)  # before a validation, which may take long: what is cut short is validated again
+            if validated:
                 validate_at(step.number)
-            if step.number % section.checkpoint_every == 0 or due:
-                save(step.number)
             stop_if_asked(step.number)
 
         due = start > 0 and (start % section.validate_every == 0 or start == section.steps)
         if processes.from_first(due and (history is None or history.figures(start) is None)):
-            validate_at(start)  # it was stopped in the middle of it
+            validate_at(start)  # it was cut short
             stop_if_asked(start)
         try:
             fit(
                 state,
                 loader.steps_loader(crops, start=start, stop=section.steps, workers=machine.workers),
-                model=parts.callable_model(
-                    state.network, compiled=machine.compile, deterministic=machine.deterministic, processes=processes
-                ),
+                model=parts.callable_model(state.network, runtime=machine, processes=processes),
                 processes=processes,
                 objective=parts.objective(section, of.store, device=processes.device),
                 learning_rate=parts.learning_rate(section),
@@ -234,10 +229,11 @@ def _numerical_stop(of: Run, state: State, error: NotFinite, *, items: list[int]
     names = [of.store.split("train").name(item) for item in items]
     if at_fault:
         nonfinite.write(folder, state=state, error=error, names=names, definition=of.definition)
-    folders = [name for name in of.processes.gather(str(folder) if at_fault else "") if name]
+    folders = [found for found in of.processes.gather((str(folder), names) if at_fault else None) if found is not None]
+    folder_of_first, names = folders[0]
     seen = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return NumericalStop(
-        folders[0],
+        folder_of_first,
         f"{error.what} at step {error.step} ({seen})",
         "lower the learning rate or set clip_norm; the folder holds the batch and the weights before it",
     )

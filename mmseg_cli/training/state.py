@@ -13,14 +13,6 @@ from mmseg_cli.training.averaging import Ema, Lookahead
 from mmseg_cli.training.checkpoint import Saved, like
 
 
-@dataclass(frozen=True)
-class Best:
-    """The best validation so far: which checkpoint is kept for curiosity. Tables never use it."""
-
-    step: int
-    figure: float
-
-
 @dataclass
 class State:
     """Everything that a step reads and writes.
@@ -31,7 +23,6 @@ class State:
         scaler: of the loss under float16; disabled otherwise.
         lookahead: where the recipe has it.
         ema: where the recipe has it.
-        best: the best validation so far.
     """
 
     network: nn.Module
@@ -39,7 +30,6 @@ class State:
     scaler: torch.amp.GradScaler
     lookahead: Lookahead | None
     ema: Ema | None
-    best: Best | None = None
 
     def averaged(self) -> dict[str, Tensor] | None:
         """The weights that are evaluated in place of the network's own, if any."""
@@ -61,7 +51,6 @@ class State:
             "scaler": self.scaler.state_dict(),
             "lookahead": None if self.lookahead is None else self.lookahead.weights,
             "ema": None if self.ema is None else self.ema.weights,
-            "best": None if self.best is None else [self.best.step, self.best.figure],
         }
 
     def take_over(self, saved: Saved) -> None:
@@ -88,7 +77,6 @@ class State:
         for name in ("lookahead", "ema"):
             if _shapes(expected[name]) != _shapes(training[name]):
                 raise ValueError(f"its {name} is of another network")
-        best = None if training["best"] is None else Best(*training["best"])
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         of_parameter = training["optimizer"]["state"]
         self._require_own(expected["optimizer"], training["optimizer"], parameters)
@@ -103,8 +91,6 @@ class State:
             if average is not None:
                 for key, tensor in average.weights.items():
                     tensor.copy_(training[name][key])
-        self.best = best
-
 
     def _require_own(self, own: dict[str, Any], other: dict[str, Any], parameters: list[nn.Parameter]) -> None:
         """Refuse optimizer state of another recipe, or with holes, which torch would take."""

@@ -36,6 +36,17 @@ def test_dvc_reads_every_preset() -> None:
     assert "train@mmbconv-0" in listed
 
 
+def test_every_command_of_the_paper_preset_can_be_shown_before_anything_is_there() -> None:
+    """`--force`, because DVC looks for what earlier stages have yet to make (treeverse/dvc#9021)."""
+    dvc = Path(sys.executable).with_name("dvc")
+    command = [str(dvc), "repro", "--dry", "--force", "pipelines/paper/dvc.yaml"]
+    shown = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    grid = 3 * 3  # variants x seeds
+    assert shown.count("> exec mmseg prepare ") == 3
+    for stage in ("pretrain imagenet", "pretrain mapillary", "train", "evaluate"):
+        assert shown.count(f"> exec mmseg {stage} --preset paper ") == grid
+
+
 def test_the_paper_preset_costs_about_what_hrnet_does() -> None:
     from mmseg_cli.ablation import costs
 

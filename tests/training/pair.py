@@ -5,6 +5,7 @@ Importing torch takes longer than all else here, so one process goes through man
     cut: the step after which a signal comes; training then goes on at once.
     fresh: whether to begin with no resumable state and no run.
     runtime, stage: parameters that differ, of `runtime` and of the train stage.
+    validate: instead of training, validate a fixed network on `[images, batch]` each; `out` is a file of the matrices.
 """
 
 from __future__ import annotations
@@ -17,9 +18,14 @@ import sys
 import warnings
 from pathlib import Path
 
+import torch
+
 from mmseg_cli import paths as places
+from mmseg_cli.data.store import open_store
 from mmseg_cli.errors import Interrupted
 from mmseg_cli.params import load
+from mmseg_cli.processes import joined
+from mmseg_cli.training import parts
 from mmseg_cli.training.stages import run_stage
 
 RUN = Path("runs/demo/train/mmbconv-s0")
@@ -62,11 +68,36 @@ def train(scenario: dict, *, cut: int | None) -> None:
     )
 
 
+def matrices(cases: list[list[int]], processes) -> list[list[list[int]]]:
+    """The confusion matrices of a fixed network, by the validation of training, for sets of any number of images."""
+    store = open_store(Path("data/demo/cityscapes"))
+    kind = type(store.split("val"))
+    real = {name: getattr(kind, name) for name in ("size", "label_size", "image", "label")}
+    seen: list[list[list[int]]] = []
+    parts.metrics.require_pixels = lambda matrix, where: seen.append(matrix.tolist())
+    section = load(Path("params.yaml")).train
+    torch.manual_seed(0)
+    network = torch.nn.Conv2d(3, 19, 3, padding=1)
+    for name, method in real.items():
+        setattr(kind, name, lambda self, item, *a, method=method: method(self, item % 3, *a))
+    for count, batch in cases:
+        kind.__len__ = lambda self, count=count: count
+        validate = parts.validator(section, store, processes=processes, workers=0, batch=batch)
+        assert validate(network, lambda: False) is not None
+    return seen
+
+
 def main() -> None:
     warnings.simplefilter("error", UserWarning)
     rank, port = int(os.environ["RANK"]), int(os.environ["MASTER_PORT"])
     for number, scenario in enumerate(json.loads(Path(sys.argv[1]).read_text())):
         os.environ["MASTER_PORT"] = str(port + 2 * number)
+        if "validate" in scenario:
+            with joined("cpu") as processes:
+                found = matrices(scenario["validate"], processes)
+            if rank == 0:
+                Path(scenario["out"]).write_text(json.dumps(found))
+            continue
         if rank == 0 and scenario.get("fresh", True):
             for folder in ("runs/demo/train", ".work/demo-train"):
                 shutil.rmtree(folder, ignore_errors=True)

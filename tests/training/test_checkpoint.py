@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 
@@ -16,7 +17,7 @@ from mmseg_cli.models.unet import build_network
 from mmseg_cli.training import checkpoint
 from mmseg_cli.training.averaging import Ema, Lookahead
 from mmseg_cli.training.optim import build_optimizer
-from mmseg_cli.training.state import Best, State
+from mmseg_cli.training.state import State
 
 DEFINITION = {"train.learning_rate": 0.1, "train.crop": [32, 32], "seed": 0}
 FILES = ["model.safetensors", "training.safetensors", "training.json", "manifest.json"]
@@ -82,7 +83,7 @@ def save(work, state, number, **changes):
             "definition": DEFINITION,
             "network": state.network.state_dict(),
             "training": state.training(),
-            "best_step": None if state.best is None else state.best.step,
+            "best_step": None,
             **changes,
         },
     )
@@ -118,7 +119,6 @@ def test_going_on_is_as_if_nothing_had_happened(tmp_path, recipe):
     state = parts(**recipe)
     for number in (1, 2, 3):
         step(state, number)
-    state.best = Best(2, 0.25)
     save(tmp_path, state, 3)
     again = parts(seed=9, **recipe)
     assert resume(tmp_path, again) == (3, [])
@@ -135,7 +135,6 @@ def test_every_part_of_the_state_is_needed(tmp_path, recipe):
     state = parts(**recipe)
     for number in (1, 2, 3):
         step(state, number)
-    state.best = Best(2, 0.25)
     save(tmp_path, state, 3)
     saved: list[checkpoint.Saved] = []
     checkpoint.load_checkpoint(tmp_path, definition=DEFINITION, try_on=saved.append, warn=print)
@@ -158,18 +157,25 @@ def test_every_part_of_the_state_is_needed(tmp_path, recipe):
     for name, tensor in saved[0].network.items():
         assert ends_otherwise(lambda network, t, a, one={name: tensor + 1}: network.update(one)), name
     active = [key for key, value in saved[0].training.items() if value]
-    assert set(active) >= {"optimizer", "best"}
+    assert "optimizer" in active
     for key in active:
         assert ends_otherwise(lambda n, training, again, key=key: training.update({key: again.training()[key]})), key
+    for key in saved[0].training["optimizer"]["state"][0]:  # exp_avg, exp_avg_sq, step; momentum_buffer
+
+        def without(network, training, again, key=key):
+            optimizer = copy.deepcopy(training["optimizer"])
+            for values in optimizer["state"].values():
+                values[key] = values[key] + 1
+            training["optimizer"] = optimizer
+
+        assert ends_otherwise(without), key
 
 
 def test_the_last_two_and_the_best_are_kept(tmp_path):
     state = parts()
     for number in range(1, 7):
         step(state, number)
-        if number == 2:
-            state.best = Best(2, 0.5)
-        save(tmp_path, state, number)
+        save(tmp_path, state, number, best_step=2 if number >= 2 else None)
     names = ["step-000000002", "step-000000005", "step-000000006"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     checkpoint.keep_last(tmp_path)
@@ -195,6 +201,7 @@ def test_a_damaged_newest_one_is_named_and_the_one_before_is_used(work, name, da
     state = parts(seed=9)
     number, warnings = resume(folder, state)
     assert number == 2
+    assert sorted(path.name for path in folder.iterdir()) == ["damaged-step-000000003", "step-000000002"]
     assert len(warnings) == 1
     assert f"checkpoint {newest} cannot be used" in warnings[0]
     assert warnings[0].endswith("going on from step-000000002")
@@ -319,6 +326,13 @@ def test_any_plain_state_comes_back_as_it_was(value):
     back = checkpoint._put_together(json.loads(text), tensors)
     assert back == value
     assert repr(back) == repr(value)  # types too
+
+
+def test_more_than_could_be_read_is_not_saved(tmp_path):
+    state = parts()
+    with pytest.raises(MmsegError, match="bytes to describe"):
+        save(tmp_path, state, 1, training={"x": "y" * (checkpoint.LARGEST_JSON + 1)})
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_not_plain_is_refused():

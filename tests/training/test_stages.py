@@ -381,8 +381,10 @@ def test_batch_norm_s_samples_are_kept_or_refused(everything, change_params):
 
 
 @pytest.mark.slow
-def test_a_compiled_network_trains_as_the_plain_one(everything, change_params):
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_compiled_network_trains_as_the_plain_one(everything, change_params, recompute):
     change_params(lambda p: p["train"].update(precision="float32", stochastic_depth=0))
+    change_params(lambda p: p["runtime"].update(recompute=recompute))
     stage()
     plain = [row["loss"] for row in rows() if "loss" in row]
     forget()
@@ -519,16 +521,19 @@ def test_the_number_of_workers_and_the_memory_format_change_no_choice(rung, unin
 
 
 def test_a_terminated_process_ends_with_143_and_is_resumed(rung, change_params, mmseg_process):
-    """The whole command, with a signal from outside somewhere in the middle."""
+    """The whole command and its data loaders, with a signal to all of them from outside somewhere in the middle."""
     change_params(lambda p: p["train"].update(steps=120, checkpoint_every=1000))
+    change_params(lambda p: p["runtime"].update(workers=2))
     command = [sys.executable, "-m", "mmseg_cli", "train", "--variant", "mmbconv", "--seed", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         give_up = time.monotonic() + 60
         while not any(path.stat().st_size for path in Path(".work").glob("*train*/*/history.jsonl")):
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < give_up
             time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 143
     assert err.splitlines()[-1].startswith("mmseg: error: ")
@@ -543,6 +548,23 @@ def test_a_terminated_process_ends_with_143_and_is_resumed(rung, change_params, 
     stage()
     for name, tensor in load_file(RUN / "model.safetensors").items():
         assert torch.equal(tensor, interrupted[name]), name
+
+
+def test_a_killed_trainer_leaves_no_data_loader_that_holds_its_lock(rung, change_params):
+    change_params(lambda p: p["train"].update(steps=5000))
+    change_params(lambda p: p["runtime"].update(workers=2))
+    command = [sys.executable, "-m", "mmseg_cli", "train", "--variant", "mmbconv", "--seed", "0"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        give_up = time.monotonic() + 60
+        while not any(path.stat().st_size for path in Path(".work").glob("*train*/*/history.jsonl")):
+            assert process.poll() is None
+            assert time.monotonic() < give_up
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+    time.sleep(0.2)  # the kernel tells the loaders
+    with runtime.only_one(Path(".work/demo-train/mmbconv-s0.lock")):
+        pass
 
 
 def test_the_second_interrupt_means_now():
