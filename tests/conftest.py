@@ -20,8 +20,8 @@ from ruamel.yaml import YAML
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# The networks of the tests have some thousand weights: a second thread waits for the first, spinning. Read when torch is
-# imported, here or in a process that a test starts.
+# The networks of the tests have some thousand weights: a second thread waits for the first, spinning. Read when torch
+# is imported, here or in a process that a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("steady", deadline=None, derandomize=True, database=None)
