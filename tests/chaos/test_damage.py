@@ -56,6 +56,8 @@ class Damaged:
         step, used, warnings = self.load()
         if step == 20:
             return False
+        aside = self.newest.with_name(f"damaged-{self.newest.name}")
+        aside.rename(self.newest)  # where the next damage is done
         assert (step, used[-1].step, len(warnings)) == (10, 10, 1)
         assert str(self.newest) in warnings[0]
         assert warnings[0].endswith(f"going on from {self.before.name}")

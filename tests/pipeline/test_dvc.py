@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -148,6 +149,7 @@ def test_a_killed_repro_goes_on(done_project: TinyProject, kill: signal.Signals)
     params = done_project.read_params()
     params["train"] |= {"steps": 300 + kill, "checkpoint_every": 5}
     done_project.write_params(params)
+    shutil.rmtree(done_project.root / ".work" / "demo-train")  # the last checkpoints of runs that are done
     process = subprocess.Popen(
         ["dvc", "repro", "train@residual-0"],
         cwd=done_project.root,
@@ -180,6 +182,7 @@ def test_ending_ablate_ends_dvc_and_its_trainer(done_project: TinyProject) -> No
     params = done_project.read_params()
     params["train"] |= {"steps": 5000, "checkpoint_every": 5}
     done_project.write_params(params)
+    shutil.rmtree(done_project.root / ".work" / "demo-train")
     process = subprocess.Popen(
         ["mmseg", "ablate"],
         cwd=done_project.root,

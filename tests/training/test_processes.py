@@ -87,7 +87,7 @@ def rows(folder):
     return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_train_as_one_does_and_resume_to_the_bit(project_with_recipe, tmp_path):
+def test_two_processes_train_as_one_does_and_resume_to_the_bit(project_with_recipe, tmp_path, change_params):
     """Losses of 20 steps equal those of one process; a run that was cut ends with the bytes of one that was not."""
     plain = {"lookahead": None, "ema": None, "precise_bn": 0, "stochastic_depth": 0, "steps": 20, "validate_every": 10}
     scenarios = [
@@ -100,7 +100,7 @@ def test_two_processes_train_as_one_does_and_resume_to_the_bit(project_with_reci
     folders = together(tmp_path, scenarios)
     for folder, norm_batch in zip(folders, (2, 4), strict=False):
         screen = Screen()
-        alone = one_process(plain | {"norm_batch": norm_batch}, screen)
+        alone = one_process(plain | {"norm_batch": norm_batch}, screen, change_params)
         assert len(screen.steps) == 20
         assert [row["loss"] for row in rows(folder) if "loss" in row] == pytest.approx(
             [step.loss for step in screen.steps], rel=1e-5, abs=1e-5
@@ -117,13 +117,11 @@ def test_two_processes_train_as_one_does_and_resume_to_the_bit(project_with_reci
         assert (other / "history.jsonl").read_text() == (whole / "history.jsonl").read_text()
 
 
-def one_process(changes, screen):
+def one_process(changes, screen, change_params):
     """Train alone with changed parameters of the stage, and give the run's folder."""
-    from conftest import edit
-
     shutil.rmtree(".work/demo-train", ignore_errors=True)
     shutil.rmtree("runs/demo/train", ignore_errors=True)
-    edit(Path("params.yaml"), lambda p: p["train"].update(RECIPE | changes))
+    change_params(lambda p: p["train"].update(RECIPE | changes))
     return stage(screen=screen).folder
 
 
