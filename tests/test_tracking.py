@@ -609,7 +609,7 @@ def test_a_real_server_killed_and_restarted_has_the_whole_run(
         train(range(140, 200))
         (mine,) = [run for run in runs(near, "far") if "loss" in run.data.metrics]
         # The end does not wait for a server that was away a moment ago; a run of days finds it back before.
-        assert eventually(lambda: len(steps_of(near, mine.info.run_id)) > 140)
+        assert eventually(lambda: len(steps_of(near, mine.info.run_id)) > 140, seconds=30)
     assert warnings == []
     parent, run = sorted(runs(client(server.uri), "far"), key=lambda run: str(run.info.run_name))
     assert (parent.info.run_name, parent.info.status) == ("group", "FINISHED")
