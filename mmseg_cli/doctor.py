@@ -33,7 +33,7 @@ import tomllib
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import mmseg_cli
+from mmseg_cli import memory as ram
 from mmseg_cli import runtime
 from mmseg_cli.errors import MmsegError
 
@@ -535,16 +536,12 @@ def _processes(torch: dict[str, Any], *, chosen: bool, params: Params | None) ->
 # ------------------------------------------------------------------------------------------------ memory and disk
 
 
-def memory(*, workers: int, proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> list[Finding]:
+def memory(*, workers: int, proc: Path = ram.PROC, cgroups: Path = ram.CGROUPS) -> list[Finding]:
     """Memory in all and available, by the machine and by the container; shared memory where workers use it."""
-    total, available = _machine_memory(proc)
-    source = ""
-    for limit, used in _limits(proc, cgroups):
-        if limit < total:
-            total, source = limit, " (the container's limit)"
-        available = min(available, max(limit - used, 0))
-    found = f"{available / GIB:.1f} of {total / GIB:.1f} GiB available{source}"
-    low = available < LOW_MEMORY
+    now = ram.look(proc=proc, cgroups=cgroups)
+    source = " (the container's limit)" if now.contained else ""
+    found = f"{now.available / GIB:.1f} of {now.total / GIB:.1f} GiB available{source}"
+    low = now.available < LOW_MEMORY
     fix = "end other programs, or set a smaller batch or fewer workers" if low else ""
     findings = [Finding("memory", found, "warning" if low else "ok", fix)]
     shared = Path("/dev/shm")
@@ -557,40 +554,6 @@ def memory(*, workers: int, proc: Path = Path("/proc"), cgroups: Path = Path("/s
         else:
             findings.append(Finding("shared memory", found))
     return findings
-
-
-def _machine_memory(proc: Path) -> tuple[int, int]:
-    """Total and available bytes; where the system does not say what is available, all of it."""
-    try:
-        text = (proc / "meminfo").read_text(encoding="utf-8")
-    except OSError:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return total, total
-    kib = {name: int(number) for name, number in re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE)}
-    return kib["MemTotal"] * 1024, kib["MemAvailable"] * 1024
-
-
-def _limits(proc: Path, cgroups: Path) -> Iterator[tuple[int, int]]:
-    """(limit, used) in bytes of every control group that this process is in, of version 1 and 2."""
-    groups = [("", "/"), ("memory", "/")]
-    with contextlib.suppress(OSError):
-        for line in (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines():
-            number, kinds, path = line.split(":", 2)
-            if number == "0" or "memory" in kinds.split(","):
-                groups.append(("" if number == "0" else "memory", path))
-    for kind, path in dict.fromkeys(groups):
-        limit, usage = ("limit_in_bytes", "usage_in_bytes") if kind else ("max", "current")
-        cache = r"^total_inactive_file (\d+)" if kind else r"^inactive_file (\d+)"
-        names = [part for part in path.split("/") if part not in ("", "..")]
-        for depth in range(len(names), -1, -1):  # in a container the inner path may not be there: look above as well
-            folder = cgroups.joinpath(kind, *names[:depth])
-            with contextlib.suppress(OSError, ValueError):
-                most = int((folder / f"memory.{limit}").read_text())
-                used = int((folder / f"memory.{usage}").read_text())
-                with contextlib.suppress(OSError):
-                    for given_back in re.findall(cache, (folder / "memory.stat").read_text(), re.MULTILINE):
-                        used -= int(given_back)
-                yield most, used
 
 
 def places(root: Path, paths: Paths | None) -> dict[str, Path]:

@@ -18,6 +18,7 @@ import typer
 from mmseg_cli.cli import data, doctor, plan
 from mmseg_cli.cli.common import Preset, example, load, track, with_preset
 from mmseg_cli.errors import INTERRUPTED, MmsegError, ResourceError
+from mmseg_cli.memory import ran_out
 
 if TYPE_CHECKING:
     from mmseg_cli.params import Params
@@ -414,16 +415,12 @@ def ablate(
     )
 
 
-NO_MEMORY = ("can't allocate memory", "DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-
-
 def _as_error(error: Exception) -> MmsegError | None:
     """The user's error behind an exception that the machine raised; None where it is a bug of ours."""
-    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
         what = f"a process that reads data was ended ({' '.join(str(error).split())[:160]})"
         return ResourceError("memory", what, "set fewer runtime.workers, or give the container more shared memory")
-    if memory or (isinstance(error, RuntimeError) and any(word in str(error) for word in NO_MEMORY)):
+    if ran_out(error):
         todo = (
             "set runtime.recompute: true or more runtime.devices, which change no result; a smaller batch, norm_batch"
             " or crop does. `mmseg plan` says what fits"

@@ -134,7 +134,7 @@ class Screen:
 
 
 class Silence:
-    """The screen of a process that is not the first of several: only warnings of its own."""
+    """The screen of a process that is not the first of several."""
 
     def begin(self, *, total: int, done: int = 0) -> None:
         """Nothing."""

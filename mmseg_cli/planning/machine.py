@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from mmseg_cli.errors import MmsegError
 
@@ -56,36 +52,3 @@ def parse_gpus(text: str) -> Machine:
         raise MmsegError("--gpus", f"{text!r} is not a number of devices and their memory", "write for example 8x80GB")
     size = parse_bytes(found[2], option="--gpus")
     return Machine(int(found[1]), USABLE * size, f"{int(found[1])} x {found[2].strip()}")
-
-
-def available_memory(*, proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that a process may still take on the CPU: what the machine has left, or its container if that is less."""
-    try:
-        text = (proc / "meminfo").read_text(encoding="utf-8")
-        left = 1024 * next(int(kib) for kib in re.findall(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE))
-    except (OSError, StopIteration):
-        left = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(0, min([left, *_left_in_groups(proc, cgroups)]))
-
-
-def _left_in_groups(proc: Path, cgroups: Path) -> Iterator[int]:
-    """What is left of the limit of each control group that this process is in; page cache counts as left."""
-    groups = {("", "/"), ("memory", "/")}
-    with contextlib.suppress(OSError, ValueError):
-        for line in (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines():
-            number, kinds, path = line.split(":", 2)
-            if number == "0" or "memory" in kinds.split(","):
-                groups.add(("" if number == "0" else "memory", path))
-    for kind, path in sorted(groups):
-        limit, usage, cache = (
-            ("limit_in_bytes", "usage_in_bytes", "total_inactive_file") if kind else ("max", "current", "inactive_file")
-        )
-        names = [part for part in path.split("/") if part not in ("", "..")]
-        for depth in range(len(names), -1, -1):
-            folder = cgroups.joinpath(kind, *names[:depth])
-            with contextlib.suppress(OSError, ValueError):
-                left = int((folder / f"memory.{limit}").read_text()) - int((folder / f"memory.{usage}").read_text())
-                with contextlib.suppress(OSError):
-                    stat = (folder / "memory.stat").read_text()
-                    left += sum(int(number) for number in re.findall(rf"^{cache} (\d+)", stat, re.MULTILINE))
-                yield left

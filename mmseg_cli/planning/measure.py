@@ -20,7 +20,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from mmseg_cli import runtime
+from mmseg_cli import memory, runtime
 from mmseg_cli.errors import MmsegError, ResourceError
 from mmseg_cli.models import cost
 from mmseg_cli.models.unet import build_network
@@ -255,10 +255,8 @@ class Measurer:
         except BrokenProcessPool as error:
             what = "the measuring process was ended, as a machine out of memory does"
             raise ResourceError(f"{case.stage} ({case.variant})", what, "end other programs, or use --gpus") from error
-        except (RuntimeError, MemoryError) as error:  # of torch's, CUDA's is a RuntimeError as well
-            if not isinstance(error, MemoryError) and not any(
-                words in str(error) for words in ("can't allocate memory", "out of memory", "DefaultCPUAllocator")
-            ):
+        except (RuntimeError, MemoryError) as error:
+            if not memory.ran_out(error):
                 raise
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()

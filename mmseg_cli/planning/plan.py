@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from mmseg_cli import memory as memory_now
 from mmseg_cli import runtime
 from mmseg_cli.data.store import open_store
 from mmseg_cli.errors import MmsegError
@@ -17,7 +18,7 @@ from mmseg_cli.paths import Paths
 from mmseg_cli.planning import choose, energy
 from mmseg_cli.planning.choose import Ask, Case, Need, Row, Setting
 from mmseg_cli.planning.counts import Counts
-from mmseg_cli.planning.machine import USABLE, Machine, available_memory
+from mmseg_cli.planning.machine import USABLE, Machine
 from mmseg_cli.planning.measure import Measurer
 from mmseg_cli.training import checkpoint
 from mmseg_cli.training.stages import LADDER, TASKS
@@ -258,7 +259,7 @@ def here(name: str, *, memory: int | None) -> tuple[torch.device, Machine, float
         return device, Machine(there, usable, torch.cuda.get_device_name(index)), free
     if device.type != "cpu":
         raise MmsegError("runtime.device", f"{device} cannot be measured", "set it to cpu, or give --gpus")
-    room = available_memory()
+    room = memory_now.look().available
     return device, Machine(1, room if memory is None else memory, runtime.processor()), room
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from mmseg_cli import params
+from mmseg_cli import memory, params
 from mmseg_cli.errors import MmsegError
 from mmseg_cli.planning.choose import Case, Need, Setting, choose, cure, most_devices, row, separately
-from mmseg_cli.planning.machine import Machine, available_memory, parse_bytes, parse_gpus
+from mmseg_cli.planning.machine import Machine, parse_bytes, parse_gpus
 
 REPOSITORY = Path(__file__).parents[2]
 LOADED = params.load(REPOSITORY / "params.yaml")
@@ -118,15 +118,15 @@ def test_what_are_no_gpus(text):
 
 def test_a_container_s_limit_counts(tmp_path):
     (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 8000 kB\n")
-    assert available_memory(proc=tmp_path, cgroups=tmp_path / "none") == 8000 * 1024
+    assert memory.look(proc=tmp_path, cgroups=tmp_path / "none").available == 8000 * 1024
     (tmp_path / "self").mkdir()
     (tmp_path / "self" / "cgroup").write_text("0::/inner/one\n")
     group = tmp_path / "groups" / "inner"
     group.mkdir(parents=True)
     (group / "memory.max").write_text("5000000\n")
     (group / "memory.current").write_text("3000000\n")
-    assert available_memory(proc=tmp_path, cgroups=tmp_path / "groups") == 2_000_000
+    assert memory.look(proc=tmp_path, cgroups=tmp_path / "groups").available == 2_000_000
     (group / "memory.stat").write_text("anon 1\ninactive_file 500000\n")
-    assert available_memory(proc=tmp_path, cgroups=tmp_path / "groups") == 2_500_000
+    assert memory.look(proc=tmp_path, cgroups=tmp_path / "groups").available == 2_500_000
     (group / "memory.max").write_text("max\n")
-    assert available_memory(proc=tmp_path, cgroups=tmp_path / "groups") == 8000 * 1024
+    assert memory.look(proc=tmp_path, cgroups=tmp_path / "groups").available == 8000 * 1024
