@@ -49,7 +49,6 @@ class Plan:
     """The answer.
 
     Attributes:
-        estimated: nothing was measured.
         rows: of every stage and variant.
         faster: the same with a setting for each stage, where that saves time; else empty.
         seeds: of the grid.
@@ -60,7 +59,6 @@ class Plan:
     """
 
     machine: Machine
-    estimated: bool
     rows: list[Row]
     faster: list[Row]
     seeds: int
@@ -74,6 +72,11 @@ class Plan:
         """The one setting of all stages, if they share one."""
         first = self.rows[0].setting
         return first if all(row.setting == first for row in self.rows) else None
+
+    @property
+    def estimated(self) -> bool:
+        """Whether nothing was measured."""
+        return all(row.need.how == "estimated" for row in self.rows)
 
     @property
     def hours(self) -> float:
@@ -182,17 +185,8 @@ def estimate(params: Params, paths: Paths, *, machine: Machine, teraflops: float
     wanted = cases(params, paths)
     counts = {(case.stage, case.variant): Counts(case) for case in wanted}
     ask = _estimator(counts, flops=teraflops * 1e12)
-    rows, faster = _choose(wanted, machine=machine, ask=ask)
-    return _plan(
-        params,
-        paths,
-        machine=machine,
-        rows=rows,
-        faster=faster,
-        counts=counts,
-        estimated=True,
-        no_energy="not estimated",
-    )
+    chosen = _choose(wanted, machine=machine, ask=ask)
+    return _plan(params, paths, machine=machine, chosen=chosen, counts=counts, no_energy="not estimated")
 
 
 def measured(
@@ -229,18 +223,9 @@ def measured(
 
     each = seconds / len(params.ablate.variants)
     with Measurer(counts, runtime=params.runtime, device=device, room=room, seconds=each, advance=advance) as measurer:
-        rows, faster = _choose(wanted, machine=machine, ask=measurer.need)
-    told = all(row.need.watts is not None for row in rows)
-    return _plan(
-        params,
-        paths,
-        machine=machine,
-        rows=rows,
-        faster=faster,
-        counts=counts,
-        estimated=False,
-        no_energy=None if told else energy.why_not(device.type),
-    )
+        chosen = _choose(wanted, machine=machine, ask=measurer.need)
+    no_energy = energy.why_not(device.type)
+    return _plan(params, paths, machine=machine, chosen=chosen, counts=counts, no_energy=no_energy)
 
 
 def here(name: str, *, memory: int | None) -> tuple[torch.device, Machine, float]:
@@ -286,12 +271,12 @@ def _plan(
     paths: Paths,
     *,
     machine: Machine,
-    rows: list[Row],
-    faster: list[Row],
+    chosen: tuple[list[Row], list[Row]],
     counts: dict[tuple[str, str], Counts],
-    estimated: bool,
-    no_energy: str | None,
+    no_energy: str,
 ) -> Plan:
+    """The plan of the rows that were chosen; `no_energy` is said where a device does not tell its power."""
+    rows, faster = chosen
     seeds = len(params.ablate.seeds)
     stages = list(dict.fromkeys(row.case.stage for row in rows))
     own = {stage: [row.case for row in rows if row.case.stage == stage] for stage in stages}
@@ -300,14 +285,13 @@ def _plan(
     data = {getattr(params, stage).dataset: paths.store(getattr(params, stage).dataset) for stage in stages}
     return Plan(
         machine=machine,
-        estimated=estimated,
         rows=rows,
         faster=faster,
         seeds=seeds,
         disk=[_disk(stage, [counts[case.stage, case.variant] for case in own[stage]], seeds=seeds) for stage in stages],
         data={name: _folder_bytes(folder) for name, folder in data.items()},
         cures={stage: _cure(own[stage], ask=ask) for stage in lacking},
-        no_energy=no_energy,
+        no_energy=None if all(row.need.watts is not None for row in rows) else no_energy,
     )
 
 

@@ -13,6 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from screens import Screen
+
 from mmseg_cli import paths as places
 from mmseg_cli.params import load
 from mmseg_cli.training import checkpoint
@@ -49,27 +51,6 @@ def set_everything(params):
     params["train"]["augment"].update(class_uniform=0.5, blur=0.5, uniform_last=5)
     params["runtime"].update(device="cpu", threads=1)
     params["tracking"]["enabled"] = False
-
-
-class Screen:
-    """Takes what training says; `at` calls something after a step."""
-
-    def __init__(self, at=None):
-        self.lines, self.warnings, self.begun = [], [], None
-        self._at = at or {}
-
-    def begin(self, *, total, done):
-        self.begun = (total, done)
-
-    def step(self, step):
-        if step.number in self._at:
-            self._at[step.number]()
-
-    def note(self, text):
-        self.lines.append(text)
-
-    def warn(self, text):
-        self.warnings.append(text)
 
 
 def stage(name="train", *, screen=None):

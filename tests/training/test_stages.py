@@ -15,6 +15,7 @@ import pytest
 import torch
 import trees
 from safetensors.torch import load_file
+from screens import Screen
 
 from mmseg_cli import paths as places
 from mmseg_cli import runtime
@@ -28,28 +29,6 @@ from mmseg_cli.params import load
 from mmseg_cli.training.stages import run_stage
 
 PINNED_LOSSES = [2.945385, 2.909969, 2.848060, 2.653410, 2.585169, 2.681248]
-
-
-class Screen:
-    """Takes what training says; `at` calls something after a step."""
-
-    def __init__(self, at=None):
-        self.lines, self.warnings, self.begun, self.steps = [], [], None, []
-        self._at = at or {}
-
-    def begin(self, *, total, done):
-        self.begun = (total, done)
-
-    def step(self, step):
-        self.steps.append(step)
-        if step.number in self._at:
-            self._at[step.number]()
-
-    def note(self, text):
-        self.lines.append(text)
-
-    def warn(self, text):
-        self.warnings.append(text)
 
 
 def stage(name="train", *, variant="mmbconv", seed=0, screen=None, log=None):
