@@ -44,6 +44,7 @@ import mmseg_cli
 from mmseg_cli import memory as ram
 from mmseg_cli import runtime
 from mmseg_cli.errors import MmsegError
+from mmseg_cli.names import LADDER
 
 if TYPE_CHECKING:
     from mmseg_cli.params import Params
@@ -66,7 +67,6 @@ LONGEST: Final = PROGRAM_SECONDS + 10  # that anything is waited for
 QUICK_SECONDS: Final = 2.0  # for what could go on for ever: sizes below .work, a large database
 MARK: Final = "mmseg-doctor:"  # begins the lines of the child process, whatever else libraries print
 MISMATCH: Final = "operator torchvision::nms does not exist"
-STAGES: Final = ("pretrain_imagenet", "pretrain_mapillary", "train")
 THREAD_SETTINGS: Final = ("LD_PRELOAD", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PAIR: Final = "`pip install --upgrade --force-reinstall torch torchvision`, both unpinned, takes a matching pair"
 
@@ -516,7 +516,7 @@ def gpus(torch: dict[str, Any], *, driver: str | None, params: Params | None) ->
 def _wants_bfloat16(params: Params | None) -> bool:
     if params is None:
         return False
-    stages = [getattr(params, name) for name in STAGES]
+    stages = [getattr(params, name) for name in LADDER]
     return any(stage.steps and getattr(stage, "precision", None) == "bfloat16" for stage in stages)
 
 
@@ -893,7 +893,7 @@ def server(check: str, address: str) -> list[Finding]:
 def datasets(paths: Paths, params: Params) -> list[Finding]:
     """Whether the data of every dataset is prepared, or is there to be prepared."""
     used = {params.evaluate.dataset}
-    used |= {stage.dataset for name in STAGES if (stage := getattr(params, name)).steps > 0}
+    used |= {stage.dataset for name in LADDER if (stage := getattr(params, name)).steps > 0}
     return [_dataset(name, paths=paths, params=params, used=name in used) for name in params.datasets]
 
 

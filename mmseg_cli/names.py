@@ -16,6 +16,8 @@ BLOCK_NAMES: tuple[str, ...] = ("residual", "mbconv", "mmbconv")
 LAYOUT_NAMES: tuple[str, ...] = ("uniform", "pyramid")
 NORM_NAMES: tuple[str, ...] = ("batch", "group")
 ACTIVATION_NAMES: tuple[str, ...] = ("relu", "silu", "hardswish", "gelu")
+LADDER: tuple[str, ...] = ("pretrain_imagenet", "pretrain_mapillary", "train")  # the stages that train, in order
+LOSS_NAMES: tuple[str, ...] = ("cross_entropy", "ohem", "dice", "lovasz", "rmi")
 # Faults of a dataset that leave a usable store, so that a person who knows better may turn them into warnings.
 Allowable = Literal["damaged-jpeg", "duplicate-case", "duplicate-content", "outside-link", "shared-content"]
 

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from mmseg_cli.errors import MmsegError
-from mmseg_cli.names import BLOCK_NAMES, Allowable, unknown_name
+from mmseg_cli.names import BLOCK_NAMES, LADDER, LOSS_NAMES, Allowable, unknown_name
 
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_-]*$"  # names reach a shell and file names
 
@@ -220,7 +220,7 @@ class Loss(Section):
 
     def coefficients(self) -> dict[str, float]:
         """The coefficient of each loss, by name."""
-        return {name: getattr(self, name) for name in ("cross_entropy", "ohem", "dice", "lovasz", "rmi")}
+        return {name: getattr(self, name) for name in LOSS_NAMES}
 
 
 class Stage(Section):
@@ -363,7 +363,7 @@ class Params(Section):
         for name, chosen in self.datasets.items():
             if chosen.layout is None and name not in get_args(Layout):
                 raise ValueError(f"datasets.{name}.layout: name one of {', '.join(get_args(Layout))}")
-        for section in ("pretrain_imagenet", "pretrain_mapillary", "train", "evaluate"):
+        for section in (*LADDER, "evaluate"):
             dataset = getattr(self, section).dataset
             if dataset not in self.datasets:
                 raise ValueError(f"{section}.dataset: {dataset!r} is not in datasets")

@@ -29,6 +29,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmseg_cli import memory
 from mmseg_cli.errors import ResourceError
 from mmseg_cli.models.blocks import build_block
 
@@ -307,8 +308,8 @@ def peak_training_bytes(
         )
         try:
             return measuring.result()
-        except RuntimeError as error:
-            if isinstance(error, BrokenProcessPool) or "can't allocate memory" in str(error):
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, BrokenProcessPool) or memory.ran_out(error):
                 raise ResourceError("cpu", "not enough memory for this step", "use a smaller batch") from error
             raise
 
@@ -374,20 +375,21 @@ def _peak_on_cpu(
     for _ in range(2):
         _two_steps(lambda: warm_up, {}, 2, 16, 16, "cpu", autocast, memory_format)
     gc.collect()
-    before = _restart_peak()
+    before = restart_peak()
     _two_steps(make_network, arguments, batch, height, width, "cpu", autocast, memory_format)
-    return _peak_resident_bytes() - before
+    return peak_resident_bytes() - before
 
 
-def _restart_peak() -> int:
+def restart_peak() -> int:
     """Restart the peak of this process's resident memory where the system can, and give what is resident now."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # Linux: see proc(5)
     resident = _proc_status_bytes("VmRSS")
-    return _peak_resident_bytes() if resident is None else resident
+    return peak_resident_bytes() if resident is None else resident
 
 
-def _peak_resident_bytes() -> int:
+def peak_resident_bytes() -> int:
+    """The peak of this process's resident memory since `restart_peak`, or since its start."""
     peak = _proc_status_bytes("VmHWM")
     if peak is not None:
         return peak

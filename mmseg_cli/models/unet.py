@@ -329,6 +329,11 @@ class ClassificationNetwork(nn.Module):
         return logits_BK
 
 
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """Give every block of ``network`` in the order in which they run."""
+    return [block for level in network.modules() if isinstance(level, _Level) for block in level.blocks()]
+
+
 def recompute_blocks(network: nn.Module, on: bool = True) -> None:
     """Let every block of ``network`` keep only its input in training, and compute its inside again when needed.
 
@@ -341,10 +346,8 @@ def recompute_blocks(network: nn.Module, on: bool = True) -> None:
 
 def compile_blocks(network: nn.Module) -> None:
     """Compile every block of ``network`` by itself: recomputation, which happens around a block, cannot be compiled."""
-    for module in network.modules():
-        if isinstance(module, _Level):
-            for block in module.blocks():
-                block.compile()
+    for block in blocks_of(network):
+        block.compile()
 
 
 def set_stochastic_depth(network: nn.Module, rate: float) -> None:
@@ -363,7 +366,7 @@ def set_stochastic_depth(network: nn.Module, rate: float) -> None:
     """
     if not 0 <= rate < 1:
         raise MmsegError("stochastic_depth", f"{rate} is not a probability below 1", "use a number from 0 to below 1")
-    blocks = [block for level in network.modules() if isinstance(level, _Level) for block in level.blocks()]
+    blocks = blocks_of(network)
     without = next((block for block in blocks if not isinstance(getattr(block, "drop_path", None), nn.Module)), None)
     if rate > 0 and without is not None:
         what = f"the block {type(without).__name__} has no drop_path"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ WEIGHTS = "model.safetensors"
 RECORD = "record.json"
 
 
-def to_bytes(network: nn.Module) -> bytes:
-    """All weights and buffers as safetensors."""
-    return save({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()})
+def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """Weights and buffers as safetensors."""
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
 
 
 def save_weights(network: nn.Module, path: Path) -> None:
     """Write all weights and buffers as safetensors, atomically."""
-    content = to_bytes(network)
+    content = to_bytes(network.state_dict())
     with atomic(path) as file:
         file.write(content)
 

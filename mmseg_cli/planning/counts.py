@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from mmseg_cli.models import cost
 from mmseg_cli.models.auxiliary import DeepSupervision
-from mmseg_cli.models.unet import SegmentationNetwork, _Level, build_network, recompute_blocks, set_stochastic_depth
-from mmseg_cli.params import ClassificationStage, SegmentationStage
+from mmseg_cli.models.unet import blocks_of, build_network, recompute_blocks
+from mmseg_cli.params import ClassificationStage
 from mmseg_cli.planning.choose import Case, Need
+from mmseg_cli.training import parts
 from mmseg_cli.training.losses import ClassificationCrossEntropy, PixelCrossEntropy
 
 FLOAT = 4  # bytes
@@ -68,12 +69,8 @@ class Counts:
         """The network as it is trained, on the meta device."""
         task = cast(Literal["segmentation", "classification"], self.case.task)
         with torch.device("meta"):
-            network: nn.Module = build_network(task=task, num_classes=self.case.classes, **self.case.network)
-            if isinstance(self.case.section, SegmentationStage) and self.case.section.deep_supervision:
-                assert isinstance(network, SegmentationNetwork)
-                network = DeepSupervision(network)
-        set_stochastic_depth(network, self.case.section.stochastic_depth)
-        return network
+            network = build_network(task=task, num_classes=self.case.classes, **self.case.network)
+            return parts.with_recipe(self.case.section, network)
 
     def macs(self, size: tuple[int, int]) -> float:
         """Multiply-accumulates of the forward pass of one image."""
@@ -98,7 +95,7 @@ class Counts:
         whole = _WithLoss(self.network, label_smoothing=section.label_smoothing, pixels=pixels)
         recompute_blocks(self.network, on=recompute)
         inputs: list[Tensor] = []
-        blocks = [block for level in self.network.modules() if isinstance(level, _Level) for block in level.blocks()]
+        blocks = blocks_of(self.network)
 
         def note(_block: nn.Module, arguments: tuple[Any, ...]) -> None:
             inputs.append(arguments[0])

@@ -24,12 +24,12 @@ from mmseg_cli import memory, runtime
 from mmseg_cli.errors import MmsegError, ResourceError
 from mmseg_cli.models import cost
 from mmseg_cli.models.unet import build_network
-from mmseg_cli.params import ClassificationStage, Runtime, SegmentationStage
+from mmseg_cli.params import ClassificationStage, Runtime
 from mmseg_cli.planning import energy
 from mmseg_cli.planning.choose import Case, Need
 from mmseg_cli.planning.counts import LOW_PRECISION, WORKING, Counts
 from mmseg_cli.processes import Processes
-from mmseg_cli.training import losses, parts
+from mmseg_cli.training import parts
 from mmseg_cli.training.loop import NotFinite, Step, fit
 
 Size = tuple[int, int]
@@ -316,7 +316,7 @@ def measure(job: Job) -> Sample:
             batches(),
             model=state.network,
             processes=here,
-            objective=_objective(job, device=device),
+            objective=parts.objective(section, class_pixels=[1] * job.case.classes, device=device),
             learning_rate=lambda _step: RATE,
             start=0,
             micro_batch=job.micro,
@@ -331,23 +331,6 @@ def measure(job: Job) -> Sample:
         raise MmsegError(where, f"on noise {error}", "compare its parameters with another preset's") from None
     peak = max(_peak(device) - before, backward)
     return Sample(statistics.median(seconds), backward, peak, statistics.mean(watts) if watts else None)
-
-
-def _objective(job: Job, *, device: torch.device) -> losses.Objective:
-    """The stage's objective, with class weights of 1: these cost as much as others."""
-    section = job.case.section
-    if not isinstance(section, SegmentationStage):
-        term = losses.ClassificationCrossEntropy(label_smoothing=section.label_smoothing)
-        return losses.Objective(terms=((1.0, term),))
-    weighted = section.class_weights != "none"
-    return losses.build_objective(
-        loss=section.loss.coefficients(),
-        label_smoothing=section.label_smoothing,
-        weight_K=torch.ones(job.case.classes, device=device) if weighted else None,
-        ohem_threshold=section.loss.ohem_threshold,
-        ohem_min_share=section.loss.ohem_min_share,
-        auxiliary=section.deep_supervision,
-    )
 
 
 def _noise(job: Job) -> tuple[Tensor, Tensor]:
@@ -381,7 +364,7 @@ def _begin(device: torch.device) -> float:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others give memory back by themselves
         if trim is not None:
             trim(0)
-    return cost._restart_peak()
+    return cost.restart_peak()
 
 
 _loaded = False
@@ -401,4 +384,4 @@ def _load_libraries() -> None:
 
 
 def _peak(device: torch.device) -> float:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else cost._peak_resident_bytes()
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else cost.peak_resident_bytes()

@@ -13,6 +13,7 @@ from mmseg_cli import memory as memory_now
 from mmseg_cli import runtime
 from mmseg_cli.data.store import open_store
 from mmseg_cli.errors import MmsegError
+from mmseg_cli.names import LADDER
 from mmseg_cli.params import Dataset, Params, Stage
 from mmseg_cli.paths import Paths
 from mmseg_cli.planning import choose, energy
@@ -21,7 +22,7 @@ from mmseg_cli.planning.counts import Counts
 from mmseg_cli.planning.machine import USABLE, Machine
 from mmseg_cli.planning.measure import Measurer
 from mmseg_cli.training import checkpoint
-from mmseg_cli.training.stages import LADDER, TASKS
+from mmseg_cli.training.stages import TASKS
 
 KNOWN_CLASSES = {"imagenet": 1000, "camvid": 11, "cityscapes": 19, "ade20k": 150}
 CURES = (80 * 10**9, 141 * 10**9)  # bytes of the devices that are proposed where nothing here suffices

@@ -23,7 +23,7 @@ from torch import Tensor
 from mmseg_cli import runtime
 from mmseg_cli.errors import MmsegError, ResourceError
 from mmseg_cli.files import atomic, new_folder, sha256, write_json
-from mmseg_cli.models.weights import WEIGHTS
+from mmseg_cli.models.weights import WEIGHTS, to_bytes
 
 TENSORS = "training.safetensors"
 VALUES = "training.json"
@@ -42,11 +42,13 @@ class Saved:
         step: the number of steps done.
         network: weights and buffers by name.
         training: the state of everything else, as it was saved.
+        world: how many processes made it.
     """
 
     step: int
     network: dict[str, Tensor]
     training: dict[str, Any]
+    world: int = 1
 
 
 def _taken_apart(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -88,6 +90,16 @@ def _folders(work: Path) -> list[Path]:
     return sorted(work.glob("step-*"))
 
 
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def last_step(work: Path) -> int | None:
+    """The step of the newest checkpoint, whole or not."""
+    folders = _folders(work)
+    return _step(folders[-1]) if folders else None
+
+
 def save_checkpoint(
     work: Path,
     *,
@@ -96,6 +108,7 @@ def save_checkpoint(
     network: Mapping[str, Tensor],
     training: Mapping[str, Any],
     best_step: int | None,
+    world: int = 1,
 ) -> None:
     """Write a checkpoint after `step` steps, and remove all but the last two and that of `best_step`.
 
@@ -103,15 +116,15 @@ def save_checkpoint(
         definition: everything that defines the run, by name; see `load_checkpoint`.
         network: weights and buffers.
         training: nested dicts, lists and tuples of tensors and plain values.
+        world: how many processes train together.
 
     Raises:
         ResourceError: the disk is full; the checkpoints before are untouched.
     """
     tensors: dict[str, Tensor] = {}
-    values = {"definition": dict(definition), "training": _taken_apart(dict(training), tensors)}
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.items()}
+    values = {"definition": dict(definition), "training": _taken_apart(dict(training), tensors), "world": world}
     contents = {
-        WEIGHTS: save(weights),
+        WEIGHTS: to_bytes(network),
         TENSORS: save(tensors),
         VALUES: json.dumps(values, separators=(",", ":")).encode(),
     }
@@ -183,7 +196,7 @@ def _read(folder: Path) -> tuple[Saved, dict[str, Any]]:
     """The content of a checkpoint and the definition of its run; any exception means that it is damaged."""
     manifest = _read_json(folder / MANIFEST)
     names = (WEIGHTS, TENSORS, VALUES)
-    step = int(folder.name.removeprefix("step-"))
+    step = _step(folder)
     if set(manifest["sha256"]) != set(names) or repr(manifest["step"]) != repr(step):
         raise ValueError(f"{MANIFEST} is not a checkpoint's")
     for name in names:
@@ -192,9 +205,10 @@ def _read(folder: Path) -> tuple[Saved, dict[str, Any]]:
             raise ValueError(f"{name} has changed since it was written")
     values = _read_json(folder / VALUES)
     training = _put_together(values["training"], _read_tensors(folder / TENSORS))
-    if not isinstance(training, dict) or not isinstance(values["definition"], dict):
+    definition, world = values["definition"], values["world"]
+    if not (isinstance(training, dict) and isinstance(definition, dict) and isinstance(world, int)):
         raise ValueError(f"{VALUES} is not a checkpoint's")
-    return Saved(step, _read_tensors(folder / WEIGHTS), training), values["definition"]
+    return Saved(step, _read_tensors(folder / WEIGHTS), training, world), definition
 
 
 def load_checkpoint(
@@ -222,7 +236,7 @@ def load_checkpoint(
         except (Exception, RecursionError) as error:  # whatever is wrong with it, the one before may be right
             damaged[folder] = f"checkpoint {folder} cannot be used ({_in_one_line(error)})"
             continue
-        differ = sorted(key for key in {*definition, *other} if definition.get(key) != other.get(key))
+        differ = differing(definition, other)
         if differ:
             what = f"is of a run with other {', '.join(differ)}"
             raise MmsegError(folder, what, f"restore them to go on, or remove {work} to start again")
@@ -239,6 +253,11 @@ def load_checkpoint(
         warn(f"{line}; there is no intact one before it, starting from the beginning")
         _set_aside(bad)
     return 0
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The keys in which two definitions differ."""
+    return sorted(key for key in {*one, *other} if one.get(key) != other.get(key))
 
 
 def _set_aside(folder: Path) -> None:

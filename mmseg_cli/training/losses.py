@@ -25,10 +25,8 @@ from torch import Tensor
 from mmseg_cli.data import balance
 from mmseg_cli.data.labels import IGNORE
 from mmseg_cli.errors import MmsegError
-from mmseg_cli.names import unknown_name
+from mmseg_cli.names import LOSS_NAMES, unknown_name
 from mmseg_cli.training import rmi
-
-LOSS_NAMES = ("cross_entropy", "ohem", "dice", "lovasz", "rmi")
 
 
 class Term(Protocol):

@@ -4,7 +4,7 @@ become explicit arguments; no module below sees a parameters object."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -68,14 +68,14 @@ def crops(section: Stage, store: Store, *, seed: int, processes: Processes) -> C
     raise TypeError(f"no crops for {type(section).__name__}")
 
 
-def objective(section: Stage, store: Store, *, device: torch.device) -> losses.Objective:
-    """The loss of a rung."""
+def objective(section: Stage, *, class_pixels: Sequence[int], device: torch.device) -> losses.Objective:
+    """The loss of a rung; `class_pixels` of the training split decide the class weights, where it has them."""
     if not isinstance(section, SegmentationStage):
         term = losses.ClassificationCrossEntropy(label_smoothing=section.label_smoothing)
         return losses.Objective(terms=((1.0, term),))
     weight_K = None
     if section.class_weights == "inverse-log":
-        weight_K = losses.inverse_log_weights(store.manifest["splits"]["train"]["class_pixels"]).to(device)
+        weight_K = losses.inverse_log_weights(class_pixels).to(device)
     return losses.build_objective(
         loss=section.loss.coefficients(),
         label_smoothing=section.label_smoothing,
@@ -155,13 +155,19 @@ def _until(stop: Callable[[], bool], batches: Any) -> Iterator[tuple[Tensor, Ten
         yield batch
 
 
-def state(section: Stage, network: nn.Module, *, runtime: Runtime, processes: Processes) -> State:
-    """What the rung trains, on its device: the network made ready for the recipe and the machine, and its optimizer."""
+def with_recipe(section: Stage, network: nn.Module) -> nn.Module:
+    """The network with what the recipe adds to it for training: stochastic depth and auxiliary heads."""
     set_stochastic_depth(network, section.stochastic_depth)
-    recompute_blocks(network, on=runtime.recompute)
     if isinstance(section, SegmentationStage) and section.deep_supervision:
         assert isinstance(network, SegmentationNetwork)
-        network = DeepSupervision(network)
+        return DeepSupervision(network)
+    return network
+
+
+def state(section: Stage, network: nn.Module, *, runtime: Runtime, processes: Processes) -> State:
+    """What the rung trains, on its device: the network made ready for the recipe and the machine, and its optimizer."""
+    network = with_recipe(section, network)
+    recompute_blocks(network, on=runtime.recompute)
     network = network.to(processes.device)
     network.to(memory_format=torch.channels_last if runtime.channels_last else torch.contiguous_format)
     if processes.world > 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -54,7 +53,6 @@ class Log(Protocol):
 class Run:
     """One run of a rung: what is trained, with what, where, and who is told. The functions below are its phases."""
 
-    stage: str
     section: Stage
     store: Store
     seed: int
@@ -80,6 +78,7 @@ def train(of: Run, network: nn.Module) -> tuple[dict[str, float], str, int]:
         section, of.store, processes=processes, workers=machine.workers, batch=machine.validation_batch
     )
     crops = parts.crops(section, of.store, seed=of.seed, processes=processes)
+    class_pixels = of.store.manifest["splits"]["train"].get("class_pixels", [])  # of a segmentation
     micro = parts.micro_batch(section, norm=of.norm, chosen=machine.micro_batch, processes=processes)
     with runtime.StopRequest().listening() as stop:
         start = _resume(of, state)
@@ -97,7 +96,8 @@ def train(of: Run, network: nn.Module) -> tuple[dict[str, float], str, int]:
                     step=step,
                     definition=of.definition,
                     network=state.network.state_dict(),
-                    training=state.training() | {"world": processes.world},
+                    training=state.training(),
+                    world=processes.world,
                     best_step=history.best_step(),
                 )
             saved = step
@@ -142,7 +142,7 @@ def train(of: Run, network: nn.Module) -> tuple[dict[str, float], str, int]:
                 loader.steps_loader(crops, start=start, stop=section.steps, workers=machine.workers),
                 model=parts.callable_model(state.network, runtime=machine, processes=processes),
                 processes=processes,
-                objective=parts.objective(section, of.store, device=processes.device),
+                objective=parts.objective(section, class_pixels=class_pixels, device=processes.device),
                 learning_rate=parts.learning_rate(section),
                 start=start,
                 micro_batch=micro,
@@ -171,17 +171,16 @@ def _resume(of: Run, state: State) -> int:
     found: list[checkpoint.Saved] = []
 
     def try_on(saved: checkpoint.Saved) -> None:
-        training = dict(saved.training)
-        world = training.pop("world")
-        state.take_over(dataclasses.replace(saved, training=training))
-        if world != of.processes.world:
-            of.screen.note(f"{of.processes.world} processes go on with what {world} began: last bits may differ")
-        found.append(dataclasses.replace(saved, training=training))
+        state.take_over(saved)
+        found.append(saved)
 
     if of.processes.first:
         checkpoint.remove_leftovers(of.work)
         checkpoint.load_checkpoint(of.work, definition=of.definition, try_on=try_on, warn=of.screen.warn)
-    saved = of.processes.from_first(found[-1] if found else None)
+        if found and found[0].world != of.processes.world:
+            before, now = found[0].world, of.processes.world
+            of.screen.note(f"{now} processes go on with what {before} began: last bits may differ")
+    saved = of.processes.from_first(found[0] if found else None)
     if saved is not None and not of.processes.first:
         state.take_over(saved)
     return 0 if saved is None else saved.step
@@ -243,10 +242,10 @@ def _others(work: Path, definition: dict[str, Any]) -> Iterator[str]:
     """What unfinished work of the same run there is under another definition, a line each."""
     run = work.name.rsplit("-", 1)[0]
     for folder in sorted(work.parent.glob(f"{run}-*")):
-        if folder == work or not any(folder.glob("step-*")) or not (folder / DEFINITION).is_file():
+        last = checkpoint.last_step(folder)
+        if folder == work or last is None or not (folder / DEFINITION).is_file():
             continue
         other = read_json(folder / DEFINITION, todo="remove that folder")
         if isinstance(other, dict):
-            differ = sorted(key for key in {*definition, *other} if definition.get(key) != other.get(key))
-            last = max(folder.glob("step-*")).name.removeprefix("step-").lstrip("0")
-            yield f"{folder.name} holds {last} steps of a run with other {', '.join(differ)}: not used"
+            differ = ", ".join(checkpoint.differing(definition, other))
+            yield f"{folder.name} holds {last} steps of a run with other {differ}: not used"

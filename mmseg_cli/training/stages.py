@@ -16,6 +16,7 @@ from mmseg_cli.errors import MmsegError
 from mmseg_cli.files import fingerprint, new_folder, require_writable, sha256, write_json, write_text
 from mmseg_cli.models import weights
 from mmseg_cli.models.unet import build_network
+from mmseg_cli.names import LADDER
 from mmseg_cli.params import Params, Stage
 from mmseg_cli.paths import Paths, run_name
 from mmseg_cli.processes import joined
@@ -24,7 +25,6 @@ from mmseg_cli.training.history import HISTORY
 from mmseg_cli.training.run import DEFINITION, Log, Run, Screen, train
 from mmseg_cli.training.transfer import Transfer, transfer
 
-LADDER = ("pretrain_imagenet", "pretrain_mapillary", "train")
 TASKS: dict[str, Literal["segmentation", "classification"]] = {
     "pretrain_imagenet": "classification",
     "pretrain_mapillary": "segmentation",
@@ -193,7 +193,6 @@ def run_stage(
         if done is not None:
             return done
         of = Run(
-            stage=stage,
             section=section,
             store=store,
             seed=seed,
