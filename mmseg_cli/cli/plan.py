@@ -230,8 +230,10 @@ def _how(made: Plan, *, params: Params, speed: float) -> str:
         )
         return text + (f"; mixed precision keeps {counts.LOW_PRECISION:g} of float32's" if low else "")
     text = "the training loop's own steps on noise, on one device"
-    if any(row.need.how.startswith("scaled") for row in made.rows):
+    if any("scaled" in row.need.how for row in made.rows):
         text += "; scaled: from smaller steps (samples x height x width), time by MACs, memory by counted activations"
+    if any(row.need.how.startswith("roughly") for row in made.rows):
+        text += "; roughly: from less than a hundredth of the work, times may be many times too long (--seconds helps)"
     return text + ("; without runtime.compile" if params.runtime.compile else "")
 
 

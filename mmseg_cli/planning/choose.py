@@ -48,7 +48,7 @@ class Need:
         bytes: peak memory.
         seconds: forward, backward and update.
         watts: of the device in the meantime, where it tells.
-        how: "measured", "scaled from ..." or "estimated".
+        how: "measured", "scaled from ...", "roughly scaled from ..." or "estimated".
     """
 
     bytes: float

@@ -39,6 +39,8 @@ FIRST_RATE = 5e9  # multiply-accumulates a second that any device is believed to
 LONGEST = 0.5  # seconds after which quick steps are repeated no more
 MOST_STEPS = 12
 NOISE = 2.0  # memory grows with the samples by at most this many times what autograd keeps
+FAR = 100  # times the work: what does not grow with it then weighs so much that a time is too long by far
+ROUGHLY = "roughly scaled"
 RATE = 0.0  # learning rate: nothing is to be learned from noise, and a gradient on it may be huge
 
 
@@ -241,7 +243,7 @@ class Measurer:
             ),
             seconds=large.sample.seconds + seconds_slope * (more - work),
             watts=large.sample.watts,
-            how=f"scaled from {large.micro}x{large.size[0]}x{large.size[1]}",
+            how=f"{'scaled' if more < FAR * work else ROUGHLY} from {large.micro}x{large.size[0]}x{large.size[1]}",
         )
 
     def _run(self, case: Case, size: Size, micro: int, recompute: bool) -> Sample | None:

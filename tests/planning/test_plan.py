@@ -131,7 +131,7 @@ def test_the_recipe_s_copies_count(project, change_params):
     assert after.kept((32, 32), recompute=False) > before.kept((32, 32), recompute=False)
 
 
-def test_what_is_measured_is_what_a_direct_measurement_gives(project):
+def test_what_is_measured_is_what_a_direct_measurement_gives(project, monkeypatch):
     case = tiny_case(width=16)
     case = Case(case.stage, case.variant, case.section.model_copy(update={"crop": [128, 128]}), *list_of(case))
     direct = cost.peak_training_bytes(
@@ -161,6 +161,9 @@ def test_what_is_measured_is_what_a_direct_measurement_gives(project):
         measurer._room = 4 * Counts(case).kept((128, 128), recompute=False)
         scaled = measurer.need(case, False, 4)
         assert scaled.how.startswith("scaled from ")
+        with monkeypatch.context() as patch:
+            patch.setattr(measure, "FAR", 1.0)
+            assert measurer.need(case, False, 4).how == f"roughly {scaled.how}"
         assert direct / 2 < scaled.bytes < 2 * direct
 
 
