@@ -27,11 +27,14 @@ lint: install
 	mypy
 	lint-imports
 
+# A worker for each core, and a file of tests to one of them: many tests wait for processes that they start.
+PYTEST := python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
 test: lint
-	python -m pytest
+	$(PYTEST)
 
 test-all: lint
-	python -m pytest -m 'slow or not slow'
+	$(PYTEST) -m 'slow or not slow'
 
 clean:
 	rm -rf data runs .work mlflow.db mlflow.db-* mlruns mlartifacts

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,8 @@ import pytest
 import trees
 from hypothesis import settings
 from ruamel.yaml import YAML
+
+from mmseg_cli.runtime import STOPPING
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -63,6 +66,7 @@ def run_inside(*args: object) -> Result:
 
     out, err = io.StringIO(), io.StringIO()
     before_args, before_variables = sys.argv, dict(os.environ)
+    before_signals = {number: signal.getsignal(number) for number in STOPPING}
     sys.argv = ["mmseg", *map(str, args)]
     code: Any = 0
     try:
@@ -75,6 +79,8 @@ def run_inside(*args: object) -> Result:
         sys.argv = before_args
         os.environ.clear()
         os.environ.update(before_variables)
+        for number, handler in before_signals.items():
+            signal.signal(number, handler)
     return Result(0 if code is None else code, out.getvalue(), err.getvalue())
 
 

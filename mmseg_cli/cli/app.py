@@ -11,12 +11,22 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from mmseg_cli.cli import data, doctor, plan
-from mmseg_cli.cli.common import Preset, example, load, track, with_preset
+from mmseg_cli.cli import data, doctor, plan, train
+from mmseg_cli.cli.common import (
+    Preset,
+    SeedOption,
+    VariantOption,
+    example,
+    grid_point,
+    load,
+    percent,
+    track,
+    with_preset,
+)
 from mmseg_cli.errors import INTERRUPTED, MmsegError, ResourceError
 
 if TYPE_CHECKING:
@@ -34,36 +44,27 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-VariantOption = Annotated[
-    str | None, typer.Option(help="A name of the preset's `variants`; the first of the grid if left out.")
-]
-SeedOption = Annotated[
-    int | None, typer.Option(min=0, help="Initialisation and data order; the first of the grid if left out.")
-]
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"mmseg {version('mmseg-cli')}")
+        raise typer.Exit
 
 
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     if debug:
         os.environ["MMSEG_DEBUG"] = "1"
     from mmseg_cli.runtime import die_with_parent
 
     die_with_parent()
-
-
-def _grid_point(params: Params, variant: str | None, seed: int | None) -> tuple[str, int]:
-    from mmseg_cli.names import unknown_name
-
-    name = params.ablate.variants[0] if variant is None else variant
-    if name not in params.variants:
-        raise unknown_name("--variant", name, list(params.variants))
-    return name, params.ablate.seeds[0] if seed is None else seed
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f} %"
 
 
 app.command(epilog=example("mmseg generate cityscapes --out /tmp/streets --train 20 --val 5"))(data.generate)
@@ -83,133 +84,19 @@ bench_app = typer.Typer(
 )
 bench_app.command("data", epilog=example("mmseg bench data", "mmseg bench data --images 16 --rounds 9"))(data.bench)
 app.add_typer(bench_app, name="bench")
-
-
-DevicesOption = Annotated[
-    str | None,
-    typer.Option(help="Processes that train together, `auto` for one on each GPU; runtime.devices if left out."),
-]
-
-
-def _train(
-    stage: str, *, preset: str, variant: str | None, seed: int | None, devices: str | None, next_command: str
-) -> None:
-    """One rung of the ladder; the three commands differ only in its name."""
-    paths, params = load(preset)
-    name, seed = _grid_point(params, variant, seed)
-    from mmseg_cli import runtime
-    from mmseg_cli.paths import run_name
-
-    place = runtime.place()
-    lock = paths.lock(stage, run_name(name, seed))
-    wanted = _devices(devices, params) if getattr(params, stage).steps else 1  # left out: there is nothing to share
-    if place is None and wanted != 1:
-        with runtime.only_one(lock):
-            pass  # a fault that is there before the processes start; the first of them holds it for good
-        from mmseg_cli.training import launch
-
-        processes = launch.count(wanted, device=params.runtime.device)
-        if processes > 1:
-            again = [*COMMANDS[stage], "--preset", preset, "--variant", name, "--seed", str(seed)]
-            code, lines = launch.launch(again, processes=processes)
-            for line in lines:
-                sys.stderr.write(f"{line}\n")
-            if code:
-                raise typer.Exit(code)
-            return
-    if place is not None and place.rank > 0:
-        _train_beside(stage, paths=paths, params=params, variant=name, seed=seed)
-        return
-    with runtime.only_one(lock):
-        _train_and_tell(stage, paths=paths, params=params, variant=name, seed=seed, next_command=next_command)
-
-
-COMMANDS = {
-    "pretrain_imagenet": ("pretrain", "imagenet"),
-    "pretrain_mapillary": ("pretrain", "mapillary"),
-    "train": ("train",),
-}
-
-
-def _devices(option: str | None, params: Params) -> int | str:
-    if option is None:
-        return params.runtime.devices
-    if option != "auto" and not (option.isdigit() and int(option) > 0):
-        raise MmsegError("--devices", f"{option!r} is not a number of processes", "give 1, 2, ... or auto")
-    return option if option == "auto" else int(option)
-
-
-def _train_beside(stage: str, *, paths: Paths, params: Params, variant: str, seed: int) -> None:
-    """Train in a process that is not the first of several: it writes nothing and says nothing."""
-    from mmseg_cli.cli.screen import Silence
-    from mmseg_cli.training.stages import run_stage
-
-    run_stage(
-        stage,
-        params=params,
-        paths=paths,
-        variant=variant,
-        seed=seed,
-        screen=Silence(),
-        log=lambda metrics, step: None,
-    )
-
-
-def _train_and_tell(stage: str, *, paths: Paths, params: Params, variant: str, seed: int, next_command: str) -> None:
-    """Train in the only process, or the first of several."""
-    from mmseg_cli.cli import screen
-    from mmseg_cli.paths import run_name
-
-    run = f"{stage}/{run_name(variant, seed)}"
-    settings = {"network": params.network_of(variant), stage: getattr(params, stage).model_dump(), "seed": seed}
-    with track(paths, params, run=run, section={"variant": variant, **settings}) as tracker:
-        from mmseg_cli.training.stages import run_stage
-
-        with screen.Screen(run, unit="steps") as show:
-            trained = run_stage(
-                stage, params=params, paths=paths, variant=variant, seed=seed, screen=show, log=tracker.log
-            )
-        tracker.close(summary=trained.figures)
-    figures = [(key.replace("_", " "), _percent(value)) for key, value in trained.figures.items()]
-    screen.panel(
-        run,
-        [*figures, ("run", str(trained.folder)), ("how", trained.note)],
-        next_command=with_preset(paths.preset, f"{next_command} --variant {variant} --seed {seed}"),
-    )
-
-
-@app.command(epilog=example("mmseg pretrain imagenet --variant mmbconv --seed 0", "mmseg pretrain mapillary"))
-def pretrain(
-    rung: Annotated[Literal["imagenet", "mapillary"], typer.Argument(help="The rung of the pretraining ladder.")],
-    preset: Preset = "demo",
-    variant: VariantOption = None,
-    seed: SeedOption = None,
-    devices: DevicesOption = None,
-) -> None:
-    """Pretrain encoder and decoder: ImageNet classification first, then Mapillary segmentation.
-
-    The same command goes on with an interrupted run.
-    """
-    after = {"imagenet": "mmseg pretrain mapillary", "mapillary": "mmseg train"}[rung]
-    _train(f"pretrain_{rung}", preset=preset, variant=variant, seed=seed, devices=devices, next_command=after)
-
-
-@app.command(epilog=example("mmseg train --preset camvid-small --variant mbconv", "mmseg train --devices 8"))
-def train(
-    preset: Preset = "demo", variant: VariantOption = None, seed: SeedOption = None, devices: DevicesOption = None
-) -> None:
-    """Train segmentation, from the pretrained weights where the preset has them.
-
-    The same command goes on with an interrupted run. On several machines: `torchrun --nnodes ... -m mmseg_cli train`.
-    """
-    _train("train", preset=preset, variant=variant, seed=seed, devices=devices, next_command="mmseg evaluate")
+app.command(epilog=example("mmseg pretrain imagenet --variant mmbconv --seed 0", "mmseg pretrain mapillary"))(
+    train.pretrain
+)
+app.command(epilog=example("mmseg train --preset camvid-small --variant mbconv", "mmseg train --devices 8"))(
+    train.train
+)
 
 
 @app.command(epilog=example("mmseg evaluate --preset camvid-small --variant mbconv --seed 1"))
 def evaluate(preset: Preset = "demo", variant: VariantOption = None, seed: SeedOption = None) -> None:
     """Evaluate a trained run on val: metrics.json, per-image confusion matrices and overlays."""
     paths, params = load(preset)
-    name, seed = _grid_point(params, variant, seed)
+    name, seed = grid_point(params, variant, seed)
     from mmseg_cli import runtime
     from mmseg_cli.cli import screen
     from mmseg_cli.paths import run_name
@@ -244,8 +131,8 @@ def evaluate(preset: Preset = "demo", variant: VariantOption = None, seed: SeedO
     screen.panel(
         f"evaluate/{run}",
         [
-            ("mIoU", _percent(result.mean_iou)),
-            ("pixel accuracy", _percent(result.pixel_accuracy)),
+            ("mIoU", percent(result.mean_iou)),
+            ("pixel accuracy", percent(result.pixel_accuracy)),
             ("metrics", str(result.metrics_file)),
             ("pictures", str(result.overlays)),
         ],

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from mmseg_cli.tracking import Tracker
 
 Preset = Annotated[str, typer.Option(help="The parameters to use: demo (params.yaml) or a folder of pipelines/.")]
+VariantOption = Annotated[
+    str | None, typer.Option(help="A name of the preset's `variants`; the first of the grid if left out.")
+]
+SeedOption = Annotated[
+    int | None, typer.Option(min=0, help="Initialisation and data order; the first of the grid if left out.")
+]
 
 
 def example(*lines: str) -> str:
@@ -36,6 +42,21 @@ def load(preset: str) -> tuple[Paths, Params]:
         if value != right:
             raise MmsegError(where.params, f"{key} leads to {value}", f"make it lead to {right}, which DVC reads")
     return where, loaded
+
+
+def grid_point(params: Params, variant: str | None, seed: int | None) -> tuple[str, int]:
+    """The variant and the seed of a run; the first of the grid where none is given."""
+    from mmseg_cli.names import unknown_name
+
+    name = params.ablate.variants[0] if variant is None else variant
+    if name not in params.variants:
+        raise unknown_name("--variant", name, list(params.variants))
+    return name, params.ablate.seeds[0] if seed is None else seed
+
+
+def percent(value: float) -> str:
+    """A share as the panels show it."""
+    return f"{100 * value:.2f} %"
 
 
 def with_preset(preset: str, command: str) -> str:

@@ -41,13 +41,13 @@ def count(wanted: int | str, *, device: str) -> int:
     return processes
 
 
-def launch(command: Sequence[str], *, processes: int) -> tuple[int, list[str]]:
+def launch(command: Sequence[str], *, processes: int) -> tuple[int, str]:
     """Run `mmseg COMMAND` in several processes that know of each other.
 
     SIGTERM, SIGINT and SIGUSR1 are passed on; the processes save a checkpoint and end. One that fails ends the others.
 
     Returns:
-        The exit code of them all, and what they had to say about it: each line once, however many said it.
+        The exit code of them all, and the line, if any, of the first that had something to say about it.
 
     Raises:
         ResourceError: one was killed.
@@ -78,12 +78,12 @@ def launch(command: Sequence[str], *, processes: int) -> tuple[int, list[str]]:
         except SignalException as error:
             return INTERRUPTED + int(error.sigval), _said(Path(folder))
         except ChildFailedError as error:
-            codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+            codes = {rank: failure.exitcode for rank, failure in sorted(error.failures.items())}
             clear = [code for code in codes.values() if code in CLEAR]
-            return min(clear) if clear else _unclear(codes), _said(Path(folder))
+            return clear[0] if clear else _unclear(codes), _said(Path(folder))
         finally:
             del os.environ[ERRORS]
-    return 0, []
+    return 0, ""
 
 
 def tell(line: str, *, secondary: bool) -> bool:
@@ -99,9 +99,9 @@ def tell(line: str, *, secondary: bool) -> bool:
     return True
 
 
-def _said(folder: Path) -> list[str]:
-    lines = [file.read_text() for file in sorted(folder.glob("first-*"))]
-    return list(dict.fromkeys(lines)) or [file.read_text() for file in sorted(folder.glob("later-*"))[:1]]
+def _said(folder: Path) -> str:
+    """One line for all: what each has to say differs in figures that change while they say it."""
+    return next((f"{file.read_text()}\n" for file in sorted(folder.iterdir())), "")
 
 
 def _unclear(codes: Mapping[int, int]) -> int:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import shlex
@@ -54,6 +55,11 @@ def test_every_command_has_an_example_that_parses(mmseg, path):
 
 def test_the_command_alone_shows_its_help(mmseg):
     assert "Usage: " in mmseg().out
+
+
+def test_the_version_is_that_of_the_package(mmseg):
+    done = mmseg("--version")
+    assert (done.code, done.out) == (0, f"mmseg {importlib.metadata.version('mmseg-cli')}\n")
 
 
 @pytest.mark.parametrize(

@@ -146,14 +146,14 @@ def test_devices_starts_processes_that_end_as_one(project_with_recipe, mmseg_pro
     done = mmseg_process("train", "--variant", "mmbconv", "--seed", 0, "--devices", 2)
     assert done.code == 0, done.err
     assert "a batch of 4 is 2 x 2 x 1 " in done.err
-    assert done.out.count("train/mmbconv-s0") == 1
+    assert done.out.count("─ train/mmbconv-s0 ─") == 1
     assert "Warning" not in done.err
     assert Path("runs/demo/train/mmbconv-s0/model.safetensors").is_file()
 
 
 @pytest.fixture
 def a_long_run(project_with_recipe, change_params):
-    change_params(lambda p: p["train"].update(steps=60, checkpoint_every=1000, validate_every=1000))
+    change_params(lambda p: p["train"].update(steps=30, checkpoint_every=1000, validate_every=1000))
     change_params(lambda p: p["runtime"].update(workers=2, devices=2))
 
 

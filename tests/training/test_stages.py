@@ -501,7 +501,7 @@ def test_the_number_of_workers_and_the_memory_format_change_no_choice(rung, unin
 
 def test_a_terminated_process_ends_with_143_and_is_resumed(rung, change_params, mmseg_process):
     """The whole command and its data loaders, with a signal to all of them from outside somewhere in the middle."""
-    change_params(lambda p: p["train"].update(steps=120, checkpoint_every=1000))
+    change_params(lambda p: p["train"].update(steps=40, checkpoint_every=1000))
     change_params(lambda p: p["runtime"].update(workers=2))
     command = [sys.executable, "-m", "mmseg_cli", "train", "--variant", "mmbconv", "--seed", "0"]
     with subprocess.Popen(
