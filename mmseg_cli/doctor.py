@@ -59,6 +59,7 @@ GIB: Final = 2**30
 LOW_MEMORY: Final = 4 * GIB
 LOW_SHARED: Final = 1 * GIB
 LOW_DISK: Final = 5 * GIB
+LOW_GPU_SHARE: Final = 0.5  # of its memory that a GPU has free
 NO_DISK: Final = 1 * GIB
 FEW_FILES: Final = 1024
 SERVER_SECONDS: Final = 5.0
@@ -491,12 +492,17 @@ def gpus(torch: dict[str, Any], *, driver: str | None, params: Params | None) ->
         name = f"{index}: {gpu['name']}"
         if "error" in gpu:
             used = chosen and device in ("auto", "cuda", f"cuda:{index}")
+            full = any(words in gpu["error"] for words in ("out of memory", "busy"))
             fix = "install a torch that is built for it, or set runtime.device: cpu"
+            fix = "end what else uses it (nvidia-smi), or set CUDA_VISIBLE_DEVICES" if full else fix
             findings.append(Finding(check, f"{name}: {gpu['error']}", "problem" if used else "warning", fix))
             continue
         free = f"{gpu['free'] / GIB:.1f} of {gpu['total'] / GIB:.1f} GiB free"
         kind = "bfloat16" if gpu["bfloat16"] else "no bfloat16"
-        if chosen and not gpu["bfloat16"] and _wants_bfloat16(params):
+        if chosen and gpu["free"] < LOW_GPU_SHARE * gpu["total"]:
+            fix = "end what else uses it (nvidia-smi), or set CUDA_VISIBLE_DEVICES"
+            findings.append(Finding(check, f"{name}, {free}", "warning", fix))
+        elif chosen and not gpu["bfloat16"] and _wants_bfloat16(params):
             fix = "set precision: float16 or float32"
             findings.append(Finding(check, f"{name}, {free}, {kind}, which the preset wants", "warning", fix))
         else:
@@ -507,8 +513,10 @@ def gpus(torch: dict[str, Any], *, driver: str | None, params: Params | None) ->
         findings.append(Finding(check, f"nvidia-smi names {driver}, but torch {why}", "warning", fix))
     elif driver is not None:
         findings.append(Finding(check, f"driver: {driver}"))
-    if device.startswith("cuda") and not torch["gpus"]:
-        findings.append(Finding(check, f"runtime.device: {device}, but none is usable", "problem", "set it to auto"))
+    index = int(device.partition(":")[2] or 0) if device.startswith("cuda") else -1
+    if index >= len(torch["gpus"]):
+        there = f"{len(torch['gpus'])} are usable" if torch["gpus"] else "none is usable"
+        findings.append(Finding(check, f"runtime.device: {device}, but {there}", "problem", "set it to auto"))
     findings += _processes(torch, chosen=chosen, params=params)
     return findings or [Finding(check, "none; the CPU is used")]
 
@@ -521,16 +529,43 @@ def _wants_bfloat16(params: Params | None) -> bool:
 
 
 def _processes(torch: dict[str, Any], *, chosen: bool, params: Params | None) -> list[Finding]:
-    """Whether there is a device for each process that the preset asks for."""
-    asked = getattr(params.runtime, "devices", None) if params is not None else None
-    if not isinstance(asked, int) or asked <= 1:
+    """Whether there is a device for each process that the preset asks for, and each can have its share of samples."""
+    if params is None:
         return []
+    check, asked, device = "processes", params.runtime.devices, params.runtime.device
+    if ":" in device and asked not in (1, "auto"):
+        found = f"runtime.devices: {asked}, but runtime.device: {device} is one"
+        return [Finding(check, found, "problem", "set runtime.device to auto, cuda or cpu")]
     there, what = (len(torch["gpus"]), "GPUs") if chosen else (os.cpu_count() or 1, "CPU cores")
-    if asked <= there:
-        return [Finding("processes", f"{asked}, for {there} {what}")]
-    fix = f"set runtime.devices to {max(there, 1)} or auto"
-    level: Level = "problem" if chosen else "warning"  # processes can share a CPU, if slowly
-    return [Finding("processes", f"runtime.devices: {asked}, but {there} {what}", level, fix)]
+    automatic = max(1, there) if chosen and ":" not in device else 1
+    count = automatic if asked == "auto" else asked
+    if chosen and count > max(1, there):
+        fix = f"set runtime.devices to {max(there, 1)} or auto"
+        return [Finding(check, f"runtime.devices: {asked}, but {there} {what}", "problem", fix)]
+    refused = _sharing(params, count)
+    if refused is not None:
+        return [refused]
+    if count > there:  # processes can share a CPU, if slowly
+        fix = f"set runtime.devices to {there} or auto"
+        return [Finding(check, f"runtime.devices: {asked}, but {there} {what}", "warning", fix)]
+    return [Finding(check, f"{count}, for {there} {what}")] if count > 1 else []
+
+
+def _sharing(params: Params, count: int) -> Finding | None:
+    """What training refuses to share out among `count` processes."""
+    stages = {name: getattr(params, name) for name in LADDER if getattr(params, name).steps}
+    uneven = [f"{name} ({stage.norm_batch})" for name, stage in stages.items() if stage.norm_batch % count]
+    if uneven:
+        fits = max(n for n in range(1, count + 1) if not any(stage.norm_batch % n for stage in stages.values()))
+        found = f"{count} cannot share norm_batch of {', '.join(uneven)} equally"
+        return Finding("processes", found, "problem", f"set runtime.devices: {fits}; norm_batch is the experiment's")
+    micro = params.runtime.micro_batch
+    norms = {params.network_of(variant)["norm"] for variant in params.ablate.variants}
+    other = [name for name, stage in stages.items() if micro not in (None, stage.norm_batch // count)]
+    if "batch" in norms and other:
+        found = f"runtime.micro_batch: {micro} is not what norm_batch leaves to a process in {', '.join(other)}"
+        return Finding("processes", found, "problem", "set runtime.micro_batch: null")
+    return None
 
 
 # ------------------------------------------------------------------------------------------------ memory and disk

@@ -14,6 +14,14 @@ NUMERICAL_STOP = 3
 NO_RESOURCE = 4
 INTERRUPTED = 128  # plus the signal's number
 
+_MESSAGES = (
+    "can't allocate memory",
+    "out of memory",
+    "DefaultCPUAllocator",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
 
 class MmsegError(Exception):
     """Bad input or usage, or a locked or unwritable output (exit code 2).
@@ -59,3 +67,10 @@ def _rebuilt(kind: type[MmsegError], where: str, what: str, todo: str, exit_code
     MmsegError.__init__(error, where, what, todo)
     error.exit_code = exit_code
     return error
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an exception says that the memory, the CPU's or a GPU's, did not suffice; torch's are RuntimeErrors."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _MESSAGES)
+    )

@@ -11,7 +11,6 @@ from pathlib import Path
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
-_MESSAGES = ("can't allocate memory", "out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True)
@@ -38,13 +37,6 @@ def look(*, proc: Path = PROC, cgroups: Path = CGROUPS) -> Memory:
             total, contained = limit, True
         available = min(available, max(limit - used, 0))
     return Memory(total, available, contained)
-
-
-def ran_out(error: BaseException) -> bool:
-    """Whether an exception says that the memory, the CPU's or a GPU's, did not suffice; torch's are RuntimeErrors."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in _MESSAGES)
-    )
 
 
 def _of_machine(proc: Path) -> tuple[int, int]:

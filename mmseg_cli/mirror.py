@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
+from mmseg_cli import runtime
 from mmseg_cli.tracking import CHECK_ADDRESS, Limits, Status, describe, encode, now_ms, sqlite
 
 AGAIN_SECONDS: Final = 0.3  # at the end, before the one other try of a server that was there until then
@@ -130,6 +131,10 @@ def serve(config: dict[str, Any]) -> None:
     out = os.dup(1)
     with Path(os.devnull).open("wb") as sink:
         os.dup2(sink.fileno(), 1)  # whatever MLflow prints must not look like a report
+    for (
+        number
+    ) in runtime.STOPPING:  # to all of a job: the command then says how the run ended, and the pipe's end is ours
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     limits = Limits(**config["limits"])
     inbox = Inbox(limits.buffer_values)

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING
 
-from mmseg_cli.errors import Interrupted, MmsegError
+from mmseg_cli.errors import Interrupted, MmsegError, ResourceError, ran_out
 
 if TYPE_CHECKING:
     import torch
@@ -78,6 +78,7 @@ def pick_device(name: str, *, local_rank: int = 0) -> torch.device:
 
     Raises:
         MmsegError: the device is not on this machine.
+        ResourceError: it is full.
     """
     import torch
 
@@ -89,6 +90,9 @@ def pick_device(name: str, *, local_rank: int = 0) -> torch.device:
             device = torch.device("cuda", local_rank)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
+        if ran_out(error):
+            todo = "end what else uses it (nvidia-smi shows it), or choose another with CUDA_VISIBLE_DEVICES"
+            raise ResourceError("runtime.device", f"{name!r} has no memory left", todo) from error
         raise MmsegError("runtime.device", f"{name!r} is not usable here ({error})", "set it to auto or cpu") from error
     return device
 
@@ -181,9 +185,12 @@ def only_one(lock: Path) -> Iterator[None]:
         except BlockingIOError:
             what = f"process {_holder(file)} is already at work on this run"
             raise MmsegError(lock, what, "wait for it to end, or stop it") from None
+        except OSError as error:
+            todo = "mount it with flock, or work in another folder"
+            raise MmsegError(lock, f"its file system cannot lock ({error.strerror})", todo) from error
         file.seek(0)
         file.truncate()
-        file.write(f"{os.getpid()}\n")
+        file.write(f"{os.getpid()} {platform.node()}\n")
         file.flush()
         try:
             yield
@@ -195,8 +202,10 @@ def _holder(file: IO[str]) -> str:
     """The process that a lock file names: it may have taken the lock and have yet to write its name."""
     for _ in range(20):
         file.seek(0)
-        name = file.read().strip()
-        if name.isdigit() and Path("/proc/self").exists() and Path(f"/proc/{name}").exists():
+        name, _, machine = file.read().strip().partition(" ")
+        if machine not in ("", platform.node()):
+            return f"{name} on {machine}"
+        if name.isdigit() and Path(f"/proc/{name}").exists():
             return name
         time.sleep(0.05)
     return name or "unknown"

@@ -27,7 +27,7 @@ from mmseg_cli.cli.common import (
     track,
     with_preset,
 )
-from mmseg_cli.errors import INTERRUPTED, MmsegError, ResourceError
+from mmseg_cli.errors import INTERRUPTED, MmsegError, ResourceError, ran_out
 
 if TYPE_CHECKING:
     from mmseg_cli.params import Params
@@ -303,8 +303,6 @@ def ablate(
 
 def _as_error(error: Exception) -> MmsegError | None:
     """The user's error behind an exception that the machine raised; None where it is a bug of ours."""
-    from mmseg_cli.memory import ran_out
-
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
         what = f"a process that reads data was ended ({' '.join(str(error).split())[:160]})"
         return ResourceError("memory", what, "set fewer runtime.workers, or give the container more shared memory")

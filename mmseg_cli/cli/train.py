@@ -13,6 +13,7 @@ from mmseg_cli.errors import MmsegError
 if TYPE_CHECKING:
     from mmseg_cli.params import Params
     from mmseg_cli.paths import Paths
+    from mmseg_cli.training.stages import Trained
 
 DevicesOption = Annotated[
     str | None,
@@ -38,9 +39,13 @@ def _train(
     lock = paths.lock(stage, run_name(name, seed))
     section = getattr(params, stage)
     wanted = _devices(devices, params) if section.steps else 1  # left out: there is nothing to share
+    if place is None:
+        with runtime.only_one(lock):  # who comes second ends here, before anything is loaded
+            done = _finished(stage, paths=paths, params=params, variant=name, seed=seed)
+        if done is not None:
+            _tell(done, stage=stage, paths=paths, variant=name, seed=seed, next_command=next_command)
+            return
     if place is None and wanted != 1:
-        with runtime.only_one(lock):
-            pass  # a fault that is there before the processes start; the first of them holds it for good
         from mmseg_cli.data import sampling
         from mmseg_cli.training import launch
 
@@ -58,6 +63,16 @@ def _train(
         return
     with runtime.only_one(lock):
         _train_and_tell(stage, paths=paths, params=params, variant=name, seed=seed, next_command=next_command)
+
+
+def _finished(stage: str, *, paths: Paths, params: Params, variant: str, seed: int) -> Trained | None:
+    from mmseg_cli.paths import run_name
+
+    if not paths.run(stage, run_name(variant, seed)).is_dir():
+        return None
+    from mmseg_cli.training import stages
+
+    return stages.finished(stage, params=params, paths=paths, variant=variant, seed=seed)
 
 
 def _devices(option: str | None, params: Params) -> int | str:
@@ -99,9 +114,16 @@ def _train_and_tell(stage: str, *, paths: Paths, params: Params, variant: str, s
                 stage, params=params, paths=paths, variant=variant, seed=seed, screen=show, log=tracker.log
             )
         tracker.close(summary=trained.figures)
+    _tell(trained, stage=stage, paths=paths, variant=variant, seed=seed, next_command=next_command)
+
+
+def _tell(trained: Trained, *, stage: str, paths: Paths, variant: str, seed: int, next_command: str) -> None:
+    from mmseg_cli.cli import screen
+    from mmseg_cli.paths import run_name
+
     figures = [(key.replace("_", " "), percent(value)) for key, value in trained.figures.items()]
     screen.panel(
-        run,
+        f"{stage}/{run_name(variant, seed)}",
         [*figures, ("run", str(trained.folder)), ("how", trained.note)],
         next_command=with_preset(paths.preset, f"{next_command} --variant {variant} --seed {seed}"),
     )

@@ -29,8 +29,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmseg_cli import memory
-from mmseg_cli.errors import ResourceError
+from mmseg_cli.errors import ResourceError, ran_out
 from mmseg_cli.models.blocks import build_block
 
 
@@ -309,7 +308,7 @@ def peak_training_bytes(
         try:
             return measuring.result()
         except (RuntimeError, MemoryError) as error:
-            if isinstance(error, BrokenProcessPool) or memory.ran_out(error):
+            if isinstance(error, BrokenProcessPool) or ran_out(error):
                 raise ResourceError("cpu", "not enough memory for this step", "use a smaller batch") from error
             raise
 

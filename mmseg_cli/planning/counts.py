@@ -23,6 +23,10 @@ from mmseg_cli.training.losses import ClassificationCrossEntropy, PixelCrossEntr
 FLOAT = 4  # bytes
 LOW_PRECISION = 0.55  # of float32's activations under automatic mixed precision: statistics, losses and sums stay wide
 WORKING = 0.25  # on top of kept activations: their gradients and a convolution's scratch memory, while they are in use
+BANDWIDTH = 1e12  # bytes a second that a data-centre GPU moves while it trains: about half of its peak
+TRAFFIC = (
+    5  # times that a kept activation is moved: written, read by the next layer and by backward; its gradient, twice
+)
 WORKSPACE = 1.5 * 2**30  # bytes of a GPU for its libraries' handles, kernels and scratch memory, whatever the network
 STATES = {"sgd": 1, "adamw": 2}  # copies of the weights that an optimizer keeps
 
@@ -71,6 +75,11 @@ class Counts:
         with torch.device("meta"):
             network = build_network(task=task, num_classes=self.case.classes, **self.case.network)
             return parts.with_recipe(self.case.section, network)
+
+    @property
+    def precision_share(self) -> float:
+        """Of the bytes of float32's activations, what the stage's precision keeps."""
+        return LOW_PRECISION if self.case.section.precision != "float32" else 1.0
 
     def macs(self, size: tuple[int, int]) -> float:
         """Multiply-accumulates of the forward pass of one image."""
@@ -142,11 +151,14 @@ class Counts:
         return Storage(weights=plain, checkpoint=trained + self.copies * self.parameter_bytes)
 
     def estimate(self, *, recompute: bool, micro: int, flops: float) -> Need:
-        """A micro-step on a GPU that achieves `flops` floating-point operations a second."""
+        """A micro-step on a GPU that achieves `flops` floating-point operations a second, and BANDWIDTH besides.
+
+        The times add up: depthwise convolutions and norms compute next to nothing, and wait for memory.
+        """
         size = (self.case.section.crop[0], self.case.section.crop[1])
-        share = LOW_PRECISION if self.case.section.precision != "float32" else 1.0
-        sample = (1 + WORKING) * share * self.kept(size, recompute=recompute)
-        seconds = 2 * self.work(size, recompute=recompute) * micro / flops
+        sample = (1 + WORKING) * self.precision_share * self.kept(size, recompute=recompute)
+        traffic = (TRAFFIC + 2 * recompute) * self.precision_share * self.kept(size, recompute=False)
+        seconds = micro * (2 * self.work(size, recompute=recompute) / flops + traffic / BANDWIDTH)
         return Need(self.state_bytes + WORKSPACE + micro * sample, seconds, None, "estimated")
 
 

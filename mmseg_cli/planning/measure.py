@@ -20,20 +20,22 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from mmseg_cli import memory, runtime
-from mmseg_cli.errors import MmsegError, ResourceError
+from mmseg_cli import runtime
+from mmseg_cli.errors import MmsegError, ResourceError, ran_out
 from mmseg_cli.models import cost
 from mmseg_cli.models.unet import build_network
 from mmseg_cli.params import ClassificationStage, Runtime
 from mmseg_cli.planning import energy
 from mmseg_cli.planning.choose import Case, Need
-from mmseg_cli.planning.counts import LOW_PRECISION, WORKING, Counts
+from mmseg_cli.planning.counts import WORKING, Counts
 from mmseg_cli.processes import Processes
 from mmseg_cli.training import parts
 from mmseg_cli.training.loop import NotFinite, Step, fit
 
 Size = tuple[int, int]
-SHARE = 0.5  # of the free memory that a measurement may take by its counts: it is not alone on the machine
+# Of the free memory, what a measurement may take by its counts: it is not alone on the machine, but often on a GPU, and
+# finds out there what does not fit.
+SHARE = {"cpu": 0.5, "cuda": 0.9}
 PEAK = 1.5  # counted activations times this: a step's peak, to be on the safe side before it is measured
 FIRST_RATE = 5e9  # multiply-accumulates a second that any device is believed to do before one was measured
 LONGEST = 0.5  # seconds after which quick steps are repeated no more
@@ -206,7 +208,7 @@ class Measurer:
         """Whether two steps are believed to end in a third of the time, and in the free memory."""
         counts, crop = self._counts[case.stage, case.variant], (case.section.crop[0], case.section.crop[1])
         kept = micro * counts.kept(crop, recompute=recompute) * size[0] * size[1] / (crop[0] * crop[1])
-        if counts.state_bytes + PEAK * kept > SHARE * self._room:
+        if counts.state_bytes + PEAK * counts.precision_share * kept > SHARE[self._device.type] * self._room:
             return False
         work = self._work(case, size, micro, recompute)
         seconds = work / FIRST_RATE
@@ -223,7 +225,7 @@ class Measurer:
         work = large.micro * counts.macs(large.size)
         # Of memory and time a part does not grow. Both slopes are held within what is certain, because the difference
         # of two small steps is noise: memory grows by what autograd keeps or more, time no faster than the work.
-        share = LOW_PRECISION if case.section.precision != "float32" else 1.0
+        share = counts.precision_share
         bytes_slope, seconds_slope = (1 + WORKING) * share, large.sample.seconds / work
         if len(points) > 1:
             small = points[-2]
@@ -258,7 +260,7 @@ class Measurer:
             what = "the measuring process was ended, as a machine out of memory does"
             raise ResourceError(f"{case.stage} ({case.variant})", what, "end other programs, or use --gpus") from error
         except (RuntimeError, MemoryError) as error:
-            if not memory.ran_out(error):
+            if not ran_out(error):
                 raise
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()

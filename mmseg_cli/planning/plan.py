@@ -241,7 +241,7 @@ def here(name: str, *, memory: int | None) -> tuple[torch.device, Machine, float
         total = torch.cuda.get_device_properties(index).total_memory
         free, _ = torch.cuda.mem_get_info(index)
         there = 1 if ":" in name else torch.cuda.device_count()
-        usable = USABLE * total if memory is None else memory
+        usable = min(USABLE * total, free) if memory is None else memory  # others may use the GPU as well
         return device, Machine(there, usable, torch.cuda.get_device_name(index)), free
     if device.type != "cpu":
         raise MmsegError("runtime.device", f"{device} cannot be measured", "set it to cpu, or give --gpus")

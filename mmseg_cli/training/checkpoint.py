@@ -21,7 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from mmseg_cli import runtime
-from mmseg_cli.errors import MmsegError, ResourceError
+from mmseg_cli.errors import MmsegError, ResourceError, ran_out
 from mmseg_cli.files import atomic, new_folder, sha256, write_json
 from mmseg_cli.models.weights import WEIGHTS, to_bytes
 
@@ -227,13 +227,17 @@ def load_checkpoint(
         try_on: takes over what was saved; an exception from it means that the checkpoint does not fit.
 
     Raises:
-        MmsegError: the newest intact checkpoint is of a run that is defined otherwise; names the keys that differ.
+        MmsegError: the newest intact checkpoint is of a run that is defined otherwise, and the keys that differ are
+            named; or there are intact ones, and `try_on` took none of them.
+        ResourceError: one cannot be read now.
     """
     damaged: dict[Path, str] = {}
+    strange: dict[Path, str] = {}  # intact, and of this definition
     for folder in reversed(_folders(work)):
         try:
             saved, other = _read(folder)
         except (Exception, RecursionError) as error:  # whatever is wrong with it, the one before may be right
+            _refuse_passing(folder, error)
             damaged[folder] = f"checkpoint {folder} cannot be used ({_in_one_line(error)})"
             continue
         differ = differing(definition, other)
@@ -243,16 +247,29 @@ def load_checkpoint(
         try:
             try_on(saved)
         except (KeyError, ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
-            damaged[folder] = f"checkpoint {folder} does not fit ({_in_one_line(error)})"
+            _refuse_passing(folder, error)
+            strange[folder] = f"checkpoint {folder} does not fit ({_in_one_line(error)})"
             continue
-        for bad, line in damaged.items():
+        for bad, line in (damaged | strange).items():
             warn(f"{line}; going on from {folder.name}")
             _set_aside(bad)
         return saved.step
+    for folder, line in strange.items():
+        todo = f"go back to the versions that it was made with, or remove {work} to start again"
+        raise MmsegError(folder, line.partition(f"{folder} ")[2], todo)
     for bad, line in damaged.items():
         warn(f"{line}; there is no intact one before it, starting from the beginning")
         _set_aside(bad)
     return 0
+
+
+def _refuse_passing(folder: Path, error: BaseException) -> None:
+    """A lack of memory, or a disk that does not answer, says nothing about a checkpoint: all stay as they are."""
+    if ran_out(error):
+        raise error
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        todo = "run the same command again when the disk answers, or remove it to go on from the one before"
+        raise ResourceError(folder, f"cannot be read ({error.strerror or error})", todo) from error
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,9 @@ from mmseg_cli import runtime
 from mmseg_cli.errors import INTERRUPTED, MmsegError, ResourceError
 
 SHUTDOWN_SECONDS = 600  # for the step that runs and the checkpoint after it, before a process is killed
+OWN_END_SECONDS = (
+    25  # torch kills after 30 what does not end when another process failed: that is no failure of its own
+)
 CLEAR = (2, 3, 4)  # exit codes of a process that said why it ended; the others end because it did
 ERRORS = "MMSEG_ERRORS"  # the folder in which the processes leave their last lines, so that none is printed eight times
 
@@ -78,7 +81,12 @@ def launch(command: Sequence[str], *, processes: int) -> tuple[int, str]:
         except SignalException as error:
             return INTERRUPTED + int(error.sigval), _said(Path(folder))
         except ChildFailedError as error:
-            codes = {rank: failure.exitcode for rank, failure in sorted(error.failures.items())}
+            first = min(failure.timestamp for failure in error.failures.values())
+            codes = {
+                rank: failure.exitcode
+                for rank, failure in sorted(error.failures.items())
+                if failure.timestamp < first + OWN_END_SECONDS
+            }
             clear = [code for code in codes.values() if code in CLEAR]
             return clear[0] if clear else _unclear(codes), _said(Path(folder))
         finally:

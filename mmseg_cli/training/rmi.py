@@ -47,8 +47,9 @@ def negative_bound(probability_BKHW: Tensor, truth_BKHW: Tensor) -> Tensor:
     # number with fewer digits; this way no rounding can make M indefinite.
     joint_BKDD = points_BKDN @ points_BKDN.transpose(2, 3)
     joint_BKDD = joint_BKDD + ALPHA * torch.eye(2 * half, dtype=joint_BKDD.dtype, device=joint_BKDD.device)
-    factor_BKDD: Tensor = torch.linalg.cholesky(joint_BKDD)
-    half_log_det_BK = factor_BKDD.diagonal(dim1=2, dim2=3)[:, :, half:].log().sum(dim=2)
+    factor_BKDD, failed_BK = torch.linalg.cholesky_ex(joint_BKDD)
+    half_log_det_BK: Tensor = factor_BKDD.diagonal(dim1=2, dim2=3)[:, :, half:].log().sum(dim=2)
+    half_log_det_BK = half_log_det_BK.masked_fill(failed_BK > 0, torch.nan)  # of logits that are not finite
     return (half_log_det_BK / half).sum(dim=1).float()
 
 

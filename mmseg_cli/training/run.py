@@ -24,6 +24,7 @@ from mmseg_cli.training.loop import NotFinite, Step, fit
 from mmseg_cli.training.state import State
 
 DEFINITION = "definition.json"
+MIRRORED = 5000  # steps of a run that the tracker gets, evenly; the history has all
 
 
 class Screen(Protocol):
@@ -85,6 +86,7 @@ def train(of: Run, network: nn.Module) -> tuple[dict[str, float], str, int]:
         history = History(of.work / HISTORY, up_to=start) if processes.first else None
         _say_where(of, start=start, micro=micro, history=history)
 
+        mirrored = -(-section.steps // MIRRORED)
         saved = start
 
         def save(step: int) -> None:
@@ -116,6 +118,7 @@ def train(of: Run, network: nn.Module) -> tuple[dict[str, float], str, int]:
             asked = processes.largest(stop.signal_number or 0)
             if asked:
                 save(step)
+                processes.largest(0)  # a launcher kills whoever goes on for long after the others ended
                 raise runtime.interrupted(of.run, asked, f"saved after step {step} of {section.steps}")
 
         def on_step(step: Step) -> None:
@@ -123,8 +126,9 @@ def train(of: Run, network: nn.Module) -> tuple[dict[str, float], str, int]:
                 of.screen.step(step)
                 row = {"loss": step.loss, "learning_rate": step.learning_rate, "gradient_norm": step.gradient_norm}
                 history.add(row, step=step.number)
-                speed = {"images_per_second": step.images / step.seconds, "data_wait": step.waited / step.seconds}
-                of.log(row | speed, step=step.number)
+                if step.number % mirrored == 0 or step.number == section.steps:
+                    speed = {"images_per_second": step.images / step.seconds, "data_wait": step.waited / step.seconds}
+                    of.log(row | speed, step=step.number)
             validated = step.number % section.validate_every == 0 or step.number == section.steps
             if step.number % section.checkpoint_every == 0 or validated:
                 save(step.number)  # before a validation, which may take long: what is cut short is validated again
@@ -179,7 +183,8 @@ def _resume(of: Run, state: State) -> int:
         checkpoint.load_checkpoint(of.work, definition=of.definition, try_on=try_on, warn=of.screen.warn)
         if found and found[0].world != of.processes.world:
             before, now = found[0].world, of.processes.world
-            of.screen.note(f"{now} processes go on with what {before} began: last bits may differ")
+            drawn = ", and what stochastic depth draws" if of.section.stochastic_depth else ""
+            of.screen.note(f"{now} processes go on with what {before} began: last bits may differ{drawn}")
     saved = of.processes.from_first(found[0] if found else None)
     if saved is not None and not of.processes.first:
         state.take_over(saved)

@@ -146,6 +146,26 @@ def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return flat
 
 
+def finished(stage: str, *, params: Params, paths: Paths, variant: str, seed: int) -> Trained | None:
+    """The run, if it stands there with the parameters, data, weights before it and code of now."""
+    section: Stage = getattr(params, stage)
+    run, previous = _places(stage, paths=paths, name=run_name(variant, seed))
+    if section.steps == 0:
+        return None
+    store = open_store(paths.store(section.dataset), parameters=params.datasets[section.dataset].content())
+    before = None if previous is None else weights.read_record(previous)
+    source = before["weights_sha256"] if before is not None and before["weights"] else None
+    body = params.network_of(variant)
+    definition = _definition(section, store, stage=stage, network=body, seed=seed, source=source)
+    return _done(run, fingerprint(definition))
+
+
+def _places(stage: str, *, paths: Paths, name: str) -> tuple[Path, Path | None]:
+    """The folders of a run and of the rung before it."""
+    rung = LADDER.index(stage)
+    return paths.run(stage, name), paths.run(LADDER[rung - 1], name) if rung else None
+
+
 def run_stage(
     stage: str, *, params: Params, paths: Paths, variant: str, seed: int, screen: Screen, log: Log
 ) -> Trained:
@@ -165,9 +185,7 @@ def run_stage(
     """
     section: Stage = getattr(params, stage)
     name = run_name(variant, seed)
-    run = paths.run(stage, name)
-    rung = LADDER.index(stage)
-    previous = paths.run(LADDER[rung - 1], name) if rung else None
+    run, previous = _places(stage, paths=paths, name=name)
     require_writable(run.parent)
     place = runtime.place()
     if section.steps == 0 and (place is None or place.rank == 0):
@@ -188,6 +206,10 @@ def run_stage(
         network = build_network(task=task, num_classes=len(store.space.classes), **body)
         first = _first_weights(network, previous, screen=screen)
         definition = _definition(section, store, stage=stage, network=body, seed=seed, source=first.source)
+        for rank, other in enumerate(processes.gather(definition)):
+            if differ := checkpoint.differing(definition, other):
+                what = f"is of a run with other {', '.join(differ)}"
+                raise MmsegError(f"process {rank}", what, "start all with the same command, parameters and code")
         identity = fingerprint(definition)
         done = processes.from_first(_done(run, identity))
         if done is not None:

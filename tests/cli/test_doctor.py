@@ -339,20 +339,43 @@ def test_gpus_and_what_is_asked_of_them(project, change_params):
     assert "none is usable" in only(problems(found(gpus=[]))).found
 
 
-def test_more_processes_than_devices(project, change_params):
-    if "devices" not in params.Runtime.model_fields:
-        pytest.skip("the preset has no such key")
+def test_a_gpu_that_others_use(project, change_params):
+    change_params(lambda p: p["runtime"].update(device="auto"))
+    torch = {**CPU, "available": True, "gpus": [{**GPU, "free": 2**30}]}
+    assert "nvidia-smi" in only(warnings(doctor.gpus(torch, driver=None, params=load()[1]))).fix
+    torch["gpus"] = [{**GPU, "error": "OutOfMemoryError: CUDA out of memory"}]
+    assert "nvidia-smi" in only(problems(doctor.gpus(torch, driver=None, params=load()[1]))).fix
+
+
+@pytest.mark.parametrize(
+    ("runtime", "gpus", "found", "fix"),
+    [
+        ({"devices": "auto"}, 3, "3 cannot share norm_batch of pretrain_imagenet (", "runtime.devices: 2;"),
+        ({"devices": 3}, 3, "3 cannot share norm_batch of pretrain_imagenet (", "runtime.devices: 2;"),
+        ({"device": "cuda:1", "devices": 2}, 2, "runtime.device: cuda:1 is one", "auto, cuda or cpu"),
+        ({"device": "cuda:7"}, 2, "runtime.device: cuda:7, but 2 are usable", "auto"),
+        ({"micro_batch": 3}, 1, "runtime.micro_batch: 3 is not what norm_batch leaves", "micro_batch: null"),
+    ],
+)
+def test_what_training_will_refuse_is_a_problem(project, change_params, runtime, gpus, found, fix):
+    change_params(lambda p: p["runtime"].update({"device": "auto", "devices": 1} | runtime))
+    torch = {**CPU, "built_for": "13.0", "available": True, "gpus": [GPU] * gpus}
+    problem = only(problems(doctor.gpus(torch, driver=None, params=load()[1])))
+    assert found in problem.found
+    assert fix in problem.fix
+
+
+def test_more_processes_than_devices(project, change_params, monkeypatch):
     change_params(lambda p: p["runtime"].update(devices=4, device="auto"))
     torch = {**CPU, "built_for": "13.0", "available": True, "gpus": [GPU, GPU]}
     problem = only(problems(doctor.gpus(torch, driver=None, params=load()[1])))
     assert "set runtime.devices to 2" in problem.fix
-    change_params(lambda p: p["runtime"].update(devices=10_000, device="cpu"))
+    change_params(lambda p: p["runtime"].update(devices=2, device="cpu"))
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
     assert "CPU cores" in only(warnings(doctor.gpus(CPU, driver=None, params=load()[1]))).found  # slow, but it works
 
 
 def test_a_gpu_without_the_preset_s_precision(project, change_params):
-    if "precision" not in params.Stage.model_fields:
-        pytest.skip("the preset has no such key")
     change_params(lambda p: p["train"].update(precision="bfloat16"))
     change_params(lambda p: p["runtime"].update(device="auto"))
     torch = {**CPU, "available": True, "gpus": [{**GPU, "bfloat16": False}]}

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
 import shutil
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_optim import BODY
 
-from mmseg_cli.errors import MmsegError
+from mmseg_cli.errors import MmsegError, ResourceError
 from mmseg_cli.models.auxiliary import DeepSupervision
 from mmseg_cli.models.unet import build_network
 from mmseg_cli.training import checkpoint
@@ -247,6 +249,45 @@ def test_a_run_that_is_defined_otherwise_is_refused_with_the_keys(work):
     same(everything(state), first)
 
 
+def test_one_that_does_not_fit_is_left_out_for_one_that_does(tmp_path):
+    state = parts()
+    step(state, 1)
+    save(tmp_path, state, 1)
+    other = parts(deep=True)
+    step(other, 2)
+    save(tmp_path, other, 2)
+    number, warnings = resume(tmp_path, parts(seed=9))
+    assert number == 1
+    assert "does not fit" in warnings[0]
+
+
+PASSING = {
+    "full": (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB"), RuntimeError),
+    "narrow": (MemoryError(), MemoryError),
+    "silent": (OSError(errno.EIO, os.strerror(errno.EIO)), ResourceError),
+    "stale": (OSError(errno.ESTALE, os.strerror(errno.ESTALE)), ResourceError),
+}
+
+
+@pytest.mark.parametrize(
+    ("where", "fault"), [*(("read", fault) for fault in PASSING), ("taken over", "full"), ("taken over", "narrow")]
+)
+def test_what_the_machine_lacks_now_costs_no_checkpoint(work, monkeypatch, where, fault):
+    folder, _ = work
+    before = trees.contents(folder)
+    raised, expected = PASSING[fault]
+
+    def fail(*_):
+        raise raised
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((checkpoint, "sha256", fail) if where == "read" else (State, "take_over", fail)))
+        with pytest.raises(expected):
+            resume(folder, parts(seed=9))
+    assert trees.contents(folder) == before
+    assert resume(folder, parts(seed=9))[0] == 3
+
+
 @pytest.mark.parametrize("recipe", [{"name": "sgd"}, {"lookahead": False}, {"deep": True}, {"precision": "float16"}])
 def test_a_checkpoint_that_does_not_fit_is_left_out_whole(tmp_path, recipe):
     """As from another version of the program: nothing of it may be taken over by halves."""
@@ -255,14 +296,14 @@ def test_a_checkpoint_that_does_not_fit_is_left_out_whole(tmp_path, recipe):
     save(tmp_path, other, 1)
     state = parts(seed=9)
     step(state, 5)
-    before = everything(state)
-    number, warnings = resume(tmp_path, state)
+    before, files = everything(state), trees.contents(tmp_path)
     if recipe == {"precision": "float16"}:
-        assert number == 1  # a scale is not used where there is no scaler
+        assert resume(tmp_path, state)[0] == 1  # a scale is not used where there is no scaler
         return
-    assert number == 0
-    assert "does not fit" in warnings[0]
+    with pytest.raises(MmsegError, match="step-000000001: does not fit .*: go back to the versions"):
+        resume(tmp_path, state)
     same(everything(state), before)
+    assert trees.contents(tmp_path) == files
 
 
 @pytest.mark.parametrize(
@@ -279,10 +320,8 @@ def test_optimizer_state_with_holes_does_not_fit(tmp_path, harm):
     training = state.training()
     harm(training["optimizer"])
     save(tmp_path, state, 1, training=training)
-    again = parts(seed=9)
-    number, warnings = resume(tmp_path, again)
-    assert number == 0
-    assert "does not fit (its optimizer is" in warnings[0]
+    with pytest.raises(MmsegError, match=r"does not fit \(its optimizer is"):
+        resume(tmp_path, parts(seed=9))
 
 
 def test_a_half_written_one_is_not_seen(work):

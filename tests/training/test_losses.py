@@ -276,6 +276,13 @@ def test_rmi_is_finite_for_flat_and_for_extreme_predictions_and_prefers_the_righ
     assert values == sorted(values) and values[0] < values[1] - 1
 
 
+def test_rmi_of_what_is_not_finite_is_not_finite():
+    logits = torch.randn(2, CLASSES, 64, 64)
+    logits[0, 0, 5, 5] = torch.nan
+    label = torch.zeros(2, 64, 64, dtype=torch.uint8)
+    assert not objective_of("rmi")(logits, label, weights=torch.full((1,), 2.0)).isfinite()
+
+
 def test_rmi_says_that_a_crop_is_too_small():
     logits, label = example(size=(7, 20))
     with pytest.raises(MmsegError, match="8 pixels or more"):

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from screens import Screen
 
 from mmseg_cli import paths as places
 from mmseg_cli import runtime
+from mmseg_cli.cli import train as cli
 from mmseg_cli.data import loader
 from mmseg_cli.data.store import open_store
 from mmseg_cli.errors import Interrupted, MmsegError, NumericalStop
@@ -26,6 +30,8 @@ from mmseg_cli.evaluation.inference import confusions
 from mmseg_cli.evaluation.metrics import mean_iou
 from mmseg_cli.models.weights import load_network
 from mmseg_cli.params import load
+from mmseg_cli.processes import Processes
+from mmseg_cli.training import run
 from mmseg_cli.training.stages import run_stage
 
 PINNED_LOSSES = [2.945385, 2.909969, 2.848060, 2.653410, 2.585169, 2.681248]
@@ -245,6 +251,46 @@ def test_what_is_done_is_not_done_again(rung, change_params):
     assert "already trained" not in stage().note
 
 
+def test_a_finished_run_is_told_and_is_no_run_of_the_tracker(rung, change_params, mmseg, monkeypatch):
+    stage()
+    before = trees.contents(Path("runs"))
+    monkeypatch.setattr(cli, "track", None)
+    for devices in (1, 2):
+        done = mmseg("train", "--variant", "mmbconv", "--seed", 0, "--devices", devices)
+        assert done.code == 0, done.err
+        assert "already trained with these parameters" in done.out
+    assert trees.contents(Path("runs")) == before
+
+
+def test_the_tracker_gets_some_steps_of_a_long_run_and_the_history_all(rung, monkeypatch):
+    monkeypatch.setattr(run, "MIRRORED", 2)
+    logged = []
+    stage(log=lambda metrics, step: logged.append((step, "loss" in metrics)))
+    assert logged == [(3, True), (3, False), (6, True), (6, False)]
+    assert [row["step"] for row in rows() if "loss" in row] == [1, 2, 3, 4, 5, 6]
+
+
+def test_processes_with_another_definition_are_refused(rung, monkeypatch):
+    """As where one machine of several was given another command."""
+    monkeypatch.setattr(Processes, "gather", lambda self, value: [value, value | {"seed": 1}])
+    with pytest.raises(MmsegError, match=r"process 1: is of a run with other seed: start all with the same command"):
+        stage()
+
+
+def test_a_lock_names_a_process_of_another_machine(tmp_path, monkeypatch):
+    lock = tmp_path / "run.lock"
+    lock.write_text("4711 node-7\n")
+    for error, what in (
+        (BlockingIOError(), "process 4711 on node-7 is already at work"),
+        (OSError(errno.ENOLCK, os.strerror(errno.ENOLCK)), "its file system cannot lock (No locks available)"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(runtime.fcntl, "flock", Mock(side_effect=error))
+            with pytest.raises(MmsegError, match=re.escape(what)), runtime.only_one(lock):
+                raise AssertionError
+    assert lock.read_text() == "4711 node-7\n"
+
+
 def test_two_processes_do_not_share_a_run(rung, mmseg_process):
     lock = Path(".work/demo-train/mmbconv-s0.lock")
     code = (
@@ -312,6 +358,23 @@ def test_a_deterministic_run_gives_the_same_bits_twice(everything, change_params
     finally:
         torch.use_deterministic_algorithms(False)
         torch.set_num_threads(1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_on_a_gpu_a_deterministic_run_ends_the_same_wherever_it_is_cut(everything, change_params, precision):
+    change_params(lambda p: p["runtime"].update(device="cuda", deterministic=True))
+    change_params(lambda p: p["train"].update(precision=precision))
+    try:
+        stage()
+        first = outcome()
+        forget()
+        with pytest.raises(Interrupted):
+            stage(screen=Screen(at={3: lambda: os.kill(os.getpid(), signal.SIGTERM)}))
+        stage()
+        assert outcome() == first
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_recomputing_activations_changes_no_bit(everything, change_params):
