@@ -947,11 +947,11 @@ def _dataset(name: str, *, paths: Paths, params: Params, used: bool) -> Finding:
 
     command = f"mmseg prepare {name} --preset {paths.preset}"
     if section.source == "synthetic":
-        return Finding(check, f"generated when it is prepared{stale}", "ok", f"`{command}`, or `dvc repro`")
+        return Finding(check, f"generated when it is prepared{stale}", "ok", "`dvc repro`")
     variable = prepare.root_variable(name)
     try:
         root = prepare.find_root(name, None, layout=section.layout)
-        return Finding(check, f"not prepared yet, its root is {root}{stale}", "ok", f"`{command}`, or `dvc repro`")
+        return Finding(check, f"not prepared yet, its root is {root}{stale}", "ok", "`dvc repro`")
     except MmsegError as error:
         unknown = not os.environ.get(variable)
         what = f"not prepared, and {variable} is not set" if unknown else f"{error.where}: {error.what}"

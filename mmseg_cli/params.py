@@ -309,7 +309,8 @@ class Ablate(Section):
 
 
 class Runtime(Section):
-    """The machine. None of these changes what is computed, except for the last bits of a sum.
+    """The machine. None of these changes what is computed, except for the last bits of a sum, and for what stochastic
+    depth draws where `devices` or `micro_batch` differ.
 
     `devices` processes train together, `auto` being one for each GPU. `micro_batch` is the number of samples that a
     process works on at once where no batch norm fixes it; None is all of `norm_batch`'s share. `recompute` is
