@@ -60,6 +60,7 @@ LOW_MEMORY: Final = 4 * GIB
 LOW_SHARED: Final = 1 * GIB
 LOW_DISK: Final = 5 * GIB
 LOW_GPU_SHARE: Final = 0.5  # of its memory that a GPU has free
+BUSY: Final = "end what else uses it (nvidia-smi shows it), or choose others with CUDA_VISIBLE_DEVICES"
 NO_DISK: Final = 1 * GIB
 FEW_FILES: Final = 1024
 SERVER_SECONDS: Final = 5.0
@@ -493,15 +494,13 @@ def gpus(torch: dict[str, Any], *, driver: str | None, params: Params | None) ->
         if "error" in gpu:
             used = chosen and device in ("auto", "cuda", f"cuda:{index}")
             full = any(words in gpu["error"] for words in ("out of memory", "busy"))
-            fix = "install a torch that is built for it, or set runtime.device: cpu"
-            fix = "end what else uses it (nvidia-smi), or set CUDA_VISIBLE_DEVICES" if full else fix
+            fix = BUSY if full else "install a torch that is built for it, or set runtime.device: cpu"
             findings.append(Finding(check, f"{name}: {gpu['error']}", "problem" if used else "warning", fix))
             continue
         free = f"{gpu['free'] / GIB:.1f} of {gpu['total'] / GIB:.1f} GiB free"
         kind = "bfloat16" if gpu["bfloat16"] else "no bfloat16"
         if chosen and gpu["free"] < LOW_GPU_SHARE * gpu["total"]:
-            fix = "end what else uses it (nvidia-smi), or set CUDA_VISIBLE_DEVICES"
-            findings.append(Finding(check, f"{name}, {free}", "warning", fix))
+            findings.append(Finding(check, f"{name}, {free}", "warning", BUSY))
         elif chosen and not gpu["bfloat16"] and _wants_bfloat16(params):
             fix = "set precision: float16 or float32"
             findings.append(Finding(check, f"{name}, {free}, {kind}, which the preset wants", "warning", fix))
@@ -513,8 +512,8 @@ def gpus(torch: dict[str, Any], *, driver: str | None, params: Params | None) ->
         findings.append(Finding(check, f"nvidia-smi names {driver}, but torch {why}", "warning", fix))
     elif driver is not None:
         findings.append(Finding(check, f"driver: {driver}"))
-    index = int(device.partition(":")[2] or 0) if device.startswith("cuda") else -1
-    if index >= len(torch["gpus"]):
+    names = ["cuda", *(f"cuda:{index}" for index in range(len(torch["gpus"])))] if torch["gpus"] else []
+    if device.startswith("cuda") and device not in names:
         there = f"{len(torch['gpus'])} are usable" if torch["gpus"] else "none is usable"
         findings.append(Finding(check, f"runtime.device: {device}, but {there}", "problem", "set it to auto"))
     findings += _processes(torch, chosen=chosen, params=params)

@@ -354,6 +354,7 @@ def test_a_gpu_that_others_use(project, change_params):
         ({"devices": 3}, 3, "3 cannot share norm_batch of pretrain_imagenet (", "runtime.devices: 2;"),
         ({"device": "cuda:1", "devices": 2}, 2, "runtime.device: cuda:1 is one", "auto, cuda or cpu"),
         ({"device": "cuda:7"}, 2, "runtime.device: cuda:7, but 2 are usable", "auto"),
+        ({"device": "cuda:x"}, 2, "runtime.device: cuda:x, but 2 are usable", "auto"),
         ({"micro_batch": 3}, 1, "runtime.micro_batch: 3 is not what norm_batch leaves", "micro_batch: null"),
     ],
 )
