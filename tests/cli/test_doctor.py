@@ -677,7 +677,7 @@ def _data(name: str = "cityscapes") -> Finding:
 
 def test_roots_of_datasets(whole, raw, change_params, monkeypatch, tmp_path):
     assert not problems(doctor.datasets(*load()))
-    assert "`mmseg prepare cityscapes --preset demo`" in _data().fix
+    assert "`dvc repro`" in _data().fix
     monkeypatch.setenv("MMSEG_CITYSCAPES_ROOT", str(raw["imagenet"]))
     assert "looks like imagenet" in only(problems([_data()])).found
     monkeypatch.setenv("MMSEG_CITYSCAPES_ROOT", str(tmp_path / "gone"))

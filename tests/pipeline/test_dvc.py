@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -59,10 +60,10 @@ def test_the_code_in_a_run_s_fingerprint_is_the_declared_code(stage: str) -> Non
 
 
 def test_the_first_repro_runs_every_stage(done_project: TinyProject) -> None:
-    grid = [f"{stage}@{run}" for stage in RUNGS for run in ("residual-0", "residual-1", "mbconv-0", "mbconv-1")]
+    grid = [f"{stage}@{run}" for stage in RUNGS for run in ("residual-0", "mbconv-0")]
     datasets = [f"prepare@{name}" for name in ("imagenet", "mapillary", "cityscapes")]
     assert sorted(done_project.first_run) == sorted([*datasets, *grid, "cost", "ablate"])
-    assert "over seeds 0, 1.\n" in done_project.table()
+    assert "over seeds 0.\n" in done_project.table()
 
 
 def test_a_second_repro_runs_nothing(done_project: TinyProject) -> None:
@@ -101,12 +102,12 @@ def test_every_stage_is_an_mlflow_run_below_one_parent(done_project: TinyProject
     experiment = client.get_experiment_by_name("mmseg")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id], max_results=100)}
     parent = runs.pop("demo/ablation")
-    names = {stage.replace("@", "/").replace("-0", "-s0").replace("-1", "-s1") for stage in done_project.first_run}
+    names = {stage.replace("@", "/").replace("-0", "-s0") for stage in done_project.first_run}
     assert set(runs) == {f"demo/{name}" for name in names}
     assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
-    train = runs["demo/train/mbconv-s1"]
-    assert train.data.tags["dvc.stage"] == "train@mbconv-1"
+    train = runs["demo/train/mbconv-s0"]
+    assert train.data.tags["dvc.stage"] == "train@mbconv-0"
     assert train.data.params["train.learning_rate"] == "0.003"
     assert len(client.get_metric_history(train.info.run_id, "loss")) == 3
     assert "mean_iou" in train.data.metrics
@@ -121,17 +122,6 @@ def test_editing_the_table_code_reruns_ablate_only(done_project: TinyProject) ->
     tables.write_text(tables.read_text().replace("# Ablation of blocks", "# An ablation of blocks"))
     assert done_project.repro() == ["ablate"]
     assert done_project.table().startswith("# An ablation of blocks")
-
-
-def test_dropping_a_seed_removes_it_from_the_table(done_project: TinyProject) -> None:
-    params = done_project.read_params()
-    params["ablate"]["seeds"] = [0]
-    done_project.write_params(params)
-    assert done_project.repro() == ["ablate"]
-    assert "over seeds 0.\n" in done_project.table()
-    with (done_project.root / "reports" / "demo" / "ablation.csv").open() as file:
-        columns = next(csv.reader(file))
-    assert "mean_iou_s0" in columns and "mean_iou_s1" not in columns
 
 
 def test_a_changed_learning_rate_reruns_train_evaluate_ablate(done_project: TinyProject) -> None:
@@ -155,11 +145,10 @@ def test_ablate_writes_the_grid_and_runs_what_is_missing(done_project: TinyProje
     done = done_project.run("mmseg", "ablate", "--blocks", "residual,mbconv", "--seeds", "0,1")
     assert "ablate.seeds: [0] -> [0, 1]" in done.stdout
     assert done_project.read_params()["ablate"]["seeds"] == [0, 1]
-    # Seed 1 of residual was dropped before train's learning rate changed, and comes back with the new one; its
-    # pretraining was never trained again.
-    assert "Running stage 'train@residual-1'" in done.stdout
-    assert "Running stage 'pretrain_imagenet@residual-1'" not in done.stdout
-    assert "Running stage 'train@residual-0'" not in done.stdout
+    ran = re.findall(r"Running stage '([^']+)'", done.stdout)
+    assert sorted(ran) == sorted(
+        ["ablate", *(f"{stage}@{block}-1" for stage in RUNGS for block in ("residual", "mbconv"))]
+    )
     assert "over seeds 0, 1.\n" in done_project.table()
     assert "ablation of demo" in done.stdout
 
@@ -187,6 +176,17 @@ def test_missing_evidence_is_named(done_project: TinyProject) -> None:
     assert done.stderr.count("\n") == 1
     assert "missing mbconv-s1/metrics.json: " in done.stderr
     assert done_project.table() == table
+
+
+def test_dropping_a_seed_removes_it_from_the_table(done_project: TinyProject) -> None:
+    params = done_project.read_params()
+    params["ablate"]["seeds"] = [0]
+    done_project.write_params(params)
+    assert done_project.repro() == ["ablate"]
+    assert "over seeds 0.\n" in done_project.table()
+    with (done_project.root / "reports" / "demo" / "ablation.csv").open() as file:
+        columns = next(csv.reader(file))
+    assert "mean_iou_s0" in columns and "mean_iou_s1" not in columns
 
 
 def _wait_for(find: Path, pattern: str, process: subprocess.Popen[bytes]) -> None:

@@ -184,8 +184,11 @@ def children(process):
     return [int(line) for line in found.split()]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
-def test_a_signal_to_the_launcher_stops_all_and_they_go_on(a_long_run, mmseg_process, number):
+def test_a_signal_to_the_launcher_stops_all(a_long_run):
+    stopped_by(signal.SIGTERM)
+
+
+def stopped_by(number):
     with started() as process:
         process.send_signal(number)
         _, err = process.communicate(timeout=120)
@@ -193,6 +196,12 @@ def test_a_signal_to_the_launcher_stops_all_and_they_go_on(a_long_run, mmseg_pro
     assert err.count("mmseg: error: ") == 1
     assert f"stopped by {number.name}, saved after step" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_after_a_signal_to_the_launcher_they_go_on(a_long_run, mmseg_process, number):
+    stopped_by(number)
     done = mmseg_process(*TRAIN)
     assert done.code == 0, done.err
     assert "going on after step" in done.err
