@@ -531,40 +531,39 @@ def _processes(torch: dict[str, Any], *, chosen: bool, params: Params | None) ->
     """Whether there is a device for each process that the preset asks for, and each can have its share of samples."""
     if params is None:
         return []
-    check, asked, device = "processes", params.runtime.devices, params.runtime.device
-    if ":" in device and asked not in (1, "auto"):
-        found = f"runtime.devices: {asked}, but runtime.device: {device} is one"
-        return [Finding(check, found, "problem", "set runtime.device to auto, cuda or cpu")]
-    there, what = (len(torch["gpus"]), "GPUs") if chosen else (os.cpu_count() or 1, "CPU cores")
-    automatic = max(1, there) if chosen and ":" not in device else 1
-    count = automatic if asked == "auto" else asked
-    if chosen and count > max(1, there):
-        fix = f"set runtime.devices to {max(there, 1)} or auto"
-        return [Finding(check, f"runtime.devices: {asked}, but {there} {what}", "problem", fix)]
-    refused = _sharing(params, count)
-    if refused is not None:
-        return [refused]
-    if count > there:  # processes can share a CPU, if slowly
-        fix = f"set runtime.devices to {there} or auto"
-        return [Finding(check, f"runtime.devices: {asked}, but {there} {what}", "warning", fix)]
-    return [Finding(check, f"{count}, for {there} {what}")] if count > 1 else []
+    from mmseg_cli.training import launch
+
+    check, asked = "processes", params.runtime.devices
+    gpus, cores = len(torch["gpus"]) if chosen else None, os.cpu_count() or 1
+    try:
+        count = launch.count(asked, device=params.runtime.device, gpus=gpus)
+        _share(params, count)
+    except MmsegError as error:
+        return [Finding(check, f"{error.where}: {error.what}", "problem", error.todo)]
+    if gpus is None and count > cores:  # they can share a CPU, if slowly
+        fix = f"set runtime.devices to {cores} or auto"
+        return [Finding(check, f"runtime.devices: {asked}, but {cores} CPU cores", "warning", fix)]
+    there = f"{cores} CPU cores" if gpus is None else f"{gpus} GPUs"
+    return [Finding(check, f"{count}, for {there}")] if count > 1 else []
 
 
-def _sharing(params: Params, count: int) -> Finding | None:
-    """What training refuses to share out among `count` processes."""
-    stages = {name: getattr(params, name) for name in LADDER if getattr(params, name).steps}
-    uneven = [f"{name} ({stage.norm_batch})" for name, stage in stages.items() if stage.norm_batch % count]
-    if uneven:
-        fits = max(n for n in range(1, count + 1) if not any(stage.norm_batch % n for stage in stages.values()))
-        found = f"{count} cannot share norm_batch of {', '.join(uneven)} equally"
-        return Finding("processes", found, "problem", f"set runtime.devices: {fits}; norm_batch is the experiment's")
-    micro = params.runtime.micro_batch
-    norms = {params.network_of(variant)["norm"] for variant in params.ablate.variants}
-    other = [name for name, stage in stages.items() if micro not in (None, stage.norm_batch // count)]
-    if "batch" in norms and other:
-        found = f"runtime.micro_batch: {micro} is not what norm_batch leaves to a process in {', '.join(other)}"
-        return Finding("processes", found, "problem", "set runtime.micro_batch: null")
-    return None
+def _share(params: Params, count: int) -> None:
+    """Share the samples of every stage among `count` processes, as training does."""
+    from mmseg_cli.data import sampling
+
+    for name in LADDER:
+        stage = getattr(params, name)
+        for variant in params.ablate.variants if stage.steps else []:
+            try:
+                sampling.at_once(
+                    batch=stage.batch,
+                    norm_batch=stage.norm_batch,
+                    norm=params.network_of(variant)["norm"],
+                    chosen=params.runtime.micro_batch,
+                    world=count,
+                )
+            except MmsegError as error:
+                raise MmsegError(f"{name}: {error.where}", error.what, error.todo) from error
 
 
 # ------------------------------------------------------------------------------------------------ memory and disk

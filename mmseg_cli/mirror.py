@@ -131,9 +131,8 @@ def serve(config: dict[str, Any]) -> None:
     out = os.dup(1)
     with Path(os.devnull).open("wb") as sink:
         os.dup2(sink.fileno(), 1)  # whatever MLflow prints must not look like a report
-    for (
-        number
-    ) in runtime.STOPPING:  # to all of a job: the command then says how the run ended, and the pipe's end is ours
+    # A scheduler sends them to all of a job: the command then says how the run ended, and the pipe's end is ours.
+    for number in runtime.STOPPING:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     limits = Limits(**config["limits"])

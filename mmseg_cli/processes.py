@@ -63,6 +63,10 @@ class Processes:
         dist.all_reduce(box, op=dist.ReduceOp.MAX)
         return int(box)
 
+    def meet(self) -> None:
+        """Wait for all of them."""
+        self.largest(0)
+
     def from_first(self, value: T) -> T:
         """The first process's value, in all of them."""
         if self.world == 1:

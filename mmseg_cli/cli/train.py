@@ -49,8 +49,15 @@ def _train(
         from mmseg_cli.data import sampling
         from mmseg_cli.training import launch
 
-        processes = launch.count(wanted, device=params.runtime.device)
-        sampling.positions(batch=section.batch, norm_batch=section.norm_batch, rank=0, world=processes)  # or refused
+        device = params.runtime.device
+        processes = launch.count(wanted, device=device, gpus=launch.gpus(device))
+        sampling.at_once(  # or refused, before they start
+            batch=section.batch,
+            norm_batch=section.norm_batch,
+            norm=params.network_of(name)["norm"],
+            chosen=params.runtime.micro_batch,
+            world=processes,
+        )
         if processes > 1:
             again = [*COMMANDS[stage], "--preset", preset, "--variant", name, "--seed", str(seed)]
             code, line = launch.launch(again, processes=processes)

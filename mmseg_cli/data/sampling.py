@@ -85,6 +85,39 @@ def draw(*, seed: int, step: int, position: int, batch: int, items: int) -> Draw
     )
 
 
+def share(*, norm_batch: int, world: int) -> int:
+    """The samples of one batch-norm statistic that each of `world` processes has.
+
+    Raises:
+        MmsegError: they cannot be shared out equally.
+    """
+    each, rest = divmod(norm_batch, world)
+    if rest:
+        what = f"{norm_batch} samples cannot be shared equally by {world} processes"
+        fits = [str(count) for count in range(1, norm_batch + 1) if norm_batch % count == 0]
+        raise MmsegError("norm_batch", what, f"use {', '.join(fits)} devices; another norm_batch is another experiment")
+    return each
+
+
+def at_once(*, batch: int, norm_batch: int, norm: str, chosen: int | None, world: int) -> int:
+    """Samples that a process works on at once: its share of `norm_batch`, or fewer where no batch norm looks at them.
+
+    Args:
+        norm: of the network, as `network.norm`.
+        chosen: `runtime.micro_batch`.
+
+    Raises:
+        MmsegError: `norm_batch` cannot be shared out equally, or `chosen` would change the batch norm's samples.
+    """
+    each = share(norm_batch=norm_batch, world=world)
+    if chosen is None or chosen == each:
+        return each
+    if norm == "batch":
+        what = f"{chosen} is not the {each} samples that norm_batch {norm_batch} leaves to a process"
+        raise MmsegError("runtime.micro_batch", what, "set it to null; another norm_batch is another experiment")
+    return min(chosen, batch // world)
+
+
 def positions(*, batch: int, norm_batch: int, rank: int, world: int) -> list[int]:
     """The positions of the global batch that one process of several has, in the order in which it works on them.
 
@@ -97,10 +130,6 @@ def positions(*, batch: int, norm_batch: int, rank: int, world: int) -> list[int
     Raises:
         MmsegError: `norm_batch` cannot be shared out equally.
     """
-    share, rest = divmod(norm_batch, world)
-    if rest:
-        what = f"{norm_batch} samples cannot be shared equally by {world} processes"
-        fits = [str(count) for count in range(1, norm_batch + 1) if norm_batch % count == 0]
-        raise MmsegError("norm_batch", what, f"use {', '.join(fits)} devices; another norm_batch is another experiment")
-    starts = range(rank * share, batch, norm_batch)
-    return [position for start in starts for position in range(start, start + share)]
+    each = share(norm_batch=norm_batch, world=world)
+    starts = range(rank * each, batch, norm_batch)
+    return [position for start in starts for position in range(start, start + each)]

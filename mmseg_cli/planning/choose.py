@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mmseg_cli.data import sampling
 from mmseg_cli.params import Stage
 from mmseg_cli.planning.machine import Machine
 
@@ -113,16 +114,20 @@ def most_devices(norm_batch: int, there: int) -> int:
     return max(count for count in range(1, min(norm_batch, there) + 1) if norm_batch % count == 0)
 
 
-def samples(section: Stage, setting: Setting) -> int:
-    """Samples at once on a device, as `mmseg_cli.training.parts.micro_batch` has it."""
-    if setting.micro_batch is None:
-        return section.norm_batch // setting.devices
-    return min(setting.micro_batch, section.batch // setting.devices)
+def samples(case: Case, setting: Setting) -> int:
+    """Samples at once on a device."""
+    return sampling.at_once(
+        batch=case.section.batch,
+        norm_batch=case.section.norm_batch,
+        norm=case.network["norm"],
+        chosen=setting.micro_batch,
+        world=setting.devices,
+    )
 
 
 def row(case: Case, setting: Setting, *, machine: Machine, ask: Ask) -> Row:
     """One case under a setting."""
-    micro = samples(case.section, setting)
+    micro = samples(case, setting)
     parts = -(-(case.section.batch // setting.devices) // micro)
     need = ask(case, setting.recompute, micro)
     return Row(case, setting, micro, parts, need, need.bytes <= machine.memory)
@@ -179,7 +184,7 @@ def cure(cases: Sequence[Case], *, memory: float, ask: Ask) -> Setting | None:
     for devices in (count for count in range(1, norm_batch + 1) if norm_batch % count == 0):
         for recompute in (False, True):
             setting = Setting(devices, recompute, 1 if free else None)
-            needs = [ask(case, recompute, samples(case.section, setting)) for case in cases]
+            needs = [ask(case, recompute, samples(case, setting)) for case in cases]
             if all(need.bytes <= memory for need in needs):
                 return setting
     return None

@@ -231,14 +231,14 @@ def load_checkpoint(
             named; or there are intact ones, and `try_on` took none of them.
         ResourceError: one cannot be read now.
     """
-    damaged: dict[Path, str] = {}
-    strange: dict[Path, str] = {}  # intact, and of this definition
+    left_out: dict[Path, str] = {}
+    misfit: MmsegError | None = None
     for folder in reversed(_folders(work)):
         try:
             saved, other = _read(folder)
         except (Exception, RecursionError) as error:  # whatever is wrong with it, the one before may be right
             _refuse_passing(folder, error)
-            damaged[folder] = f"checkpoint {folder} cannot be used ({_in_one_line(error)})"
+            left_out[folder] = f"checkpoint {folder} cannot be used ({_in_one_line(error)})"
             continue
         differ = differing(definition, other)
         if differ:
@@ -248,16 +248,18 @@ def load_checkpoint(
             try_on(saved)
         except (KeyError, ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
             _refuse_passing(folder, error)
-            strange[folder] = f"checkpoint {folder} does not fit ({_in_one_line(error)})"
+            what = f"does not fit ({_in_one_line(error)})"
+            left_out[folder] = f"checkpoint {folder} {what}"
+            todo = f"go back to the versions that it was made with, or remove {work} to start again"
+            misfit = misfit or MmsegError(folder, what, todo)
             continue
-        for bad, line in (damaged | strange).items():
+        for bad, line in left_out.items():
             warn(f"{line}; going on from {folder.name}")
             _set_aside(bad)
         return saved.step
-    for folder, line in strange.items():
-        todo = f"go back to the versions that it was made with, or remove {work} to start again"
-        raise MmsegError(folder, line.partition(f"{folder} ")[2], todo)
-    for bad, line in damaged.items():
+    if misfit is not None:
+        raise misfit
+    for bad, line in left_out.items():
         warn(f"{line}; there is no intact one before it, starting from the beginning")
         _set_aside(bad)
     return 0

@@ -15,32 +15,34 @@ from mmseg_cli import runtime
 from mmseg_cli.errors import INTERRUPTED, MmsegError, ResourceError
 
 SHUTDOWN_SECONDS = 600  # for the step that runs and the checkpoint after it, before a process is killed
-OWN_END_SECONDS = (
-    25  # torch kills after 30 what does not end when another process failed: that is no failure of its own
-)
+OWN_END_SECONDS = 25  # torch kills after 30 what goes on when another failed: that is no failure of its own
 CLEAR = (2, 3, 4)  # exit codes of a process that said why it ended; the others end because it did
 ERRORS = "MMSEG_ERRORS"  # the folder in which the processes leave their last lines, so that none is printed eight times
 
 
-def count(wanted: int | str, *, device: str) -> int:
+def gpus(device: str) -> int | None:
+    """The GPUs that `runtime.device` leaves to choose from; None where it means the CPU."""
+    import torch
+
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    return torch.cuda.device_count() if on_gpu else None
+
+
+def count(wanted: int | str, *, device: str, gpus: int | None) -> int:
     """How many processes to start: `auto` is one for each GPU, or one.
 
     Raises:
         MmsegError: there are fewer GPUs.
     """
-    import torch
-
     if ":" in device:
         if wanted not in (1, "auto"):
             raise MmsegError("runtime.device", f"{device} is one device", "set it to auto, cuda or cpu for several")
         return 1
-    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    gpus = torch.cuda.device_count() if on_gpu else 0
     if wanted == "auto":
-        return max(1, gpus)
+        return max(1, gpus or 0)
     processes = int(wanted)
-    if on_gpu and processes > gpus:
-        raise MmsegError("--devices", f"{processes} are more than the {gpus} GPUs here", f"use {gpus} or fewer")
+    if gpus is not None and processes > max(1, gpus):
+        raise MmsegError("devices", f"{processes} are more than the {gpus} GPUs here", f"use {max(1, gpus)} or fewer")
     return processes
 
 

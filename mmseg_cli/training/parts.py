@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from mmseg_cli.data import loader
 from mmseg_cli.data.store import Store
-from mmseg_cli.errors import MmsegError
 from mmseg_cli.evaluation import inference, metrics
 from mmseg_cli.models.auxiliary import DeepSupervision
 from mmseg_cli.models.norms import synchronise
@@ -96,21 +95,6 @@ def learning_rate(section: Stage) -> Callable[[int], float]:
         power=section.power,
         warmup_steps=section.warmup_steps,
     )
-
-
-def micro_batch(section: Stage, *, norm: str, chosen: int | None, processes: Processes) -> int:
-    """Samples that a process works on at once: its share of `norm_batch`, or fewer where no batch norm looks at them.
-
-    Raises:
-        MmsegError: `runtime.micro_batch` would change the batch norm's samples.
-    """
-    share = section.norm_batch // processes.world
-    if chosen is None or chosen == share:
-        return share
-    if norm == "batch":
-        what = f"{chosen} is not the {share} samples that norm_batch {section.norm_batch} leaves to a process"
-        raise MmsegError("runtime.micro_batch", what, "set it to null; another norm_batch is another experiment")
-    return min(chosen, section.batch // processes.world)
 
 
 def validator(section: Stage, store: Store, *, processes: Processes, workers: int, batch: int) -> Validate:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from mmseg_cli import runtime
-from mmseg_cli.data import loader
+from mmseg_cli.data import loader, sampling
 from mmseg_cli.data.store import Store
 from mmseg_cli.errors import NumericalStop
 from mmseg_cli.files import read_json, write_json
@@ -80,7 +80,13 @@ def train(of: Run, network: nn.Module) -> tuple[dict[str, float], str, int]:
     )
     crops = parts.crops(section, of.store, seed=of.seed, processes=processes)
     class_pixels = of.store.manifest["splits"]["train"].get("class_pixels", [])  # of a segmentation
-    micro = parts.micro_batch(section, norm=of.norm, chosen=machine.micro_batch, processes=processes)
+    micro = sampling.at_once(
+        batch=section.batch,
+        norm_batch=section.norm_batch,
+        norm=of.norm,
+        chosen=machine.micro_batch,
+        world=processes.world,
+    )
     with runtime.StopRequest().listening() as stop:
         start = _resume(of, state)
         history = History(of.work / HISTORY, up_to=start) if processes.first else None
@@ -118,7 +124,7 @@ def train(of: Run, network: nn.Module) -> tuple[dict[str, float], str, int]:
             asked = processes.largest(stop.signal_number or 0)
             if asked:
                 save(step)
-                processes.largest(0)  # a launcher kills whoever goes on for long after the others ended
+                processes.meet()  # a launcher kills whoever goes on for long after the others ended
                 raise runtime.interrupted(of.run, asked, f"saved after step {step} of {section.steps}")
 
         def on_step(step: Step) -> None:

@@ -69,11 +69,7 @@ class Trained:
 
 def _leave_out(stage: str, run: Path, previous: Path | None, *, variant: str, seed: int) -> Trained:
     """A rung with `steps: 0`: the weights before it, if any, pass through."""
-    before = (
-        weights.read_record(previous)
-        if previous is not None
-        else {"weights": False, "ladder": [], "recipe": None, "network": {}}
-    )
+    before = _record_before(previous)
     record = {
         **before,
         "stage": stage,
@@ -89,34 +85,22 @@ def _leave_out(stage: str, run: Path, previous: Path | None, *, variant: str, se
     return Trained(run, {}, "left out by the preset (steps: 0): what came before passes through")
 
 
-@dataclass(frozen=True)
-class _Start:
-    """A network with its first weights, and where they came from.
-
-    Attributes:
-        ladder: the rungs that were trained before.
-        recipe: the fingerprint of their parameters and data, the network and the seed aside.
-        source: SHA-256 of the file that the body came from, None from scratch.
-    """
-
-    network: nn.Module
-    ladder: list[str]
-    recipe: str | None
-    source: str | None
-    transfer: Transfer | None
-
-
-def _first_weights(network: nn.Module, previous: Path | None, *, screen: Screen) -> _Start:
-    """Take over the body of the rung before, where there is one."""
+def _record_before(previous: Path | None) -> dict[str, Any]:
+    """The record of the rung before; of one without weights where there is none."""
     if previous is None:
-        return _Start(network, [], None, None, None)
-    before = weights.read_record(previous)
-    if not before["weights"]:
-        return _Start(network, before["ladder"], before["recipe"], None, None)
-    file = previous / weights.WEIGHTS
-    arrived = transfer(network, weights.recorded_weights(previous, before), file)
+        return {"weights": False, "ladder": [], "recipe": None, "network": {}}
+    return weights.read_record(previous)
+
+
+def _first_weights(
+    network: nn.Module, previous: Path | None, before: dict[str, Any], *, screen: Screen
+) -> Transfer | None:
+    """Take over the body of the rung before, whose record is `before`, where it has one."""
+    if previous is None or not before["weights"]:
+        return None
+    arrived = transfer(network, weights.recorded_weights(previous, before), previous / weights.WEIGHTS)
     screen.note(f"weights from {previous.parent.name}: {arrived.line()}")
-    return _Start(network, before["ladder"], before["recipe"], before["weights_sha256"], arrived)
+    return arrived
 
 
 def _parameters(section: Stage) -> dict[str, Any]:
@@ -125,7 +109,7 @@ def _parameters(section: Stage) -> dict[str, Any]:
 
 
 def _definition(
-    section: Stage, store: Store, *, stage: str, network: dict[str, Any], seed: int, source: str | None
+    section: Stage, store: Store, before: dict[str, Any], *, stage: str, network: dict[str, Any], seed: int
 ) -> dict[str, Any]:
     """Everything that defines a run, by the names its user knows: a changed value never resumes another run's state."""
     return {
@@ -133,7 +117,7 @@ def _definition(
         **_flat(network, "network."),
         "seed": seed,
         f"dataset {section.dataset}": sha256(store.folder / "manifest.json"),
-        "weights before": source,
+        "weights before": before["weights_sha256"] if before["weights"] else None,
         "code of mmseg": runtime.code_hash(CODE),
     }
 
@@ -153,11 +137,8 @@ def finished(stage: str, *, params: Params, paths: Paths, variant: str, seed: in
     if section.steps == 0:
         return None
     store = open_store(paths.store(section.dataset), parameters=params.datasets[section.dataset].content())
-    before = None if previous is None else weights.read_record(previous)
-    source = before["weights_sha256"] if before is not None and before["weights"] else None
-    body = params.network_of(variant)
-    definition = _definition(section, store, stage=stage, network=body, seed=seed, source=source)
-    return _done(run, fingerprint(definition))
+    body, before = params.network_of(variant), _record_before(previous)
+    return _done(run, fingerprint(_definition(section, store, before, stage=stage, network=body, seed=seed)))
 
 
 def _places(stage: str, *, paths: Paths, name: str) -> tuple[Path, Path | None]:
@@ -200,12 +181,9 @@ def run_stage(
     if params.runtime.deterministic:
         runtime.be_deterministic()
     runtime.limit_threads(params.runtime.threads)
+    body, before = params.network_of(variant), _record_before(previous)
+    definition = _definition(section, store, before, stage=stage, network=body, seed=seed)
     with joined(params.runtime.device) as processes:
-        runtime.seed_everything(seed)
-        body = params.network_of(variant)
-        network = build_network(task=task, num_classes=len(store.space.classes), **body)
-        first = _first_weights(network, previous, screen=screen)
-        definition = _definition(section, store, stage=stage, network=body, seed=seed, source=first.source)
         for rank, other in enumerate(processes.gather(definition)):
             if differ := checkpoint.differing(definition, other):
                 what = f"is of a run with other {', '.join(differ)}"
@@ -214,6 +192,9 @@ def run_stage(
         done = processes.from_first(_done(run, identity))
         if done is not None:
             return done
+        runtime.seed_everything(seed)
+        network = build_network(task=task, num_classes=len(store.space.classes), **body)
+        arrived = _first_weights(network, previous, before, screen=screen)
         of = Run(
             section=section,
             store=store,
@@ -236,14 +217,14 @@ def run_stage(
                 "seed": seed,
                 "left_out": False,
                 "weights": True,
-                "ladder": [*first.ladder, stage],
-                "recipe": fingerprint([first.recipe, stage, _parameters(section), data]),
+                "ladder": [*before["ladder"], stage],
+                "recipe": fingerprint([before["recipe"], stage, _parameters(section), data]),
                 "task": task,
                 "network": body,
                 "label_space": store.manifest["label_space"],
                 "figures": figures,
-                "transfer": None if first.transfer is None else first.transfer.as_json(),
-                "initial_weights_sha256": first.source,
+                "transfer": None if arrived is None else arrived.as_json(),
+                "initial_weights_sha256": definition["weights before"],
                 "data_manifest_sha256": data,
                 "fingerprint": identity,
             }

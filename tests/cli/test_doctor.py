@@ -350,12 +350,22 @@ def test_a_gpu_that_others_use(project, change_params):
 @pytest.mark.parametrize(
     ("runtime", "gpus", "found", "fix"),
     [
-        ({"devices": "auto"}, 3, "3 cannot share norm_batch of pretrain_imagenet (", "runtime.devices: 2;"),
-        ({"devices": 3}, 3, "3 cannot share norm_batch of pretrain_imagenet (", "runtime.devices: 2;"),
-        ({"device": "cuda:1", "devices": 2}, 2, "runtime.device: cuda:1 is one", "auto, cuda or cpu"),
+        (
+            {"devices": "auto"},
+            3,
+            "pretrain_imagenet: norm_batch: 2 samples cannot be shared equally by 3",
+            "use 1, 2 devices",
+        ),
+        (
+            {"devices": 3},
+            3,
+            "pretrain_imagenet: norm_batch: 2 samples cannot be shared equally by 3",
+            "use 1, 2 devices",
+        ),
+        ({"device": "cuda:1", "devices": 2}, 2, "runtime.device: cuda:1 is one device", "auto, cuda or cpu"),
         ({"device": "cuda:7"}, 2, "runtime.device: cuda:7, but 2 are usable", "auto"),
         ({"device": "cuda:x"}, 2, "runtime.device: cuda:x, but 2 are usable", "auto"),
-        ({"micro_batch": 3}, 1, "runtime.micro_batch: 3 is not what norm_batch leaves", "micro_batch: null"),
+        ({"micro_batch": 3}, 1, "pretrain_imagenet: runtime.micro_batch: 3 is not the", "set it to null"),
     ],
 )
 def test_what_training_will_refuse_is_a_problem(project, change_params, runtime, gpus, found, fix):
@@ -370,7 +380,7 @@ def test_more_processes_than_devices(project, change_params, monkeypatch):
     change_params(lambda p: p["runtime"].update(devices=4, device="auto"))
     torch = {**CPU, "built_for": "13.0", "available": True, "gpus": [GPU, GPU]}
     problem = only(problems(doctor.gpus(torch, driver=None, params=load()[1])))
-    assert "set runtime.devices to 2" in problem.fix
+    assert "use 2 or fewer" in problem.fix
     change_params(lambda p: p["runtime"].update(devices=2, device="cpu"))
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     assert "CPU cores" in only(warnings(doctor.gpus(CPU, driver=None, params=load()[1]))).found  # slow, but it works
