@@ -1,9 +1,9 @@
 """What a network costs: counted without running it, and measured by running it.
 
-Counted (:func:`parameters`, :func:`macs`, :func:`activation_bytes`): the module runs on torch's meta device, which
-knows shapes but holds no numbers, so a 1024x2048 image costs neither memory nor time, and the counts are the same on
-every machine. Measured (:func:`step_seconds`, :func:`peak_training_bytes`): true for one machine and one moment only;
-both give what was seen and leave statistics to the reader.
+Counted (:func:`parameters`, :func:`macs`, :func:`activation_bytes`, :func:`inference_bytes`): the module runs on
+torch's meta device, which knows shapes but holds no numbers, so a 1024x2048 image costs neither memory nor time, and
+the counts are the same on every machine. Measured (:func:`step_seconds`, :func:`peak_training_bytes`): true for one
+machine and one moment only; both give what was seen and leave statistics to the reader.
 
 Shape suffixes: B batch, C channels, H height, W width, K classes.
 """
@@ -16,6 +16,7 @@ import multiprocessing
 import resource
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -27,6 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmseg_cli.errors import ResourceError, ran_out
@@ -125,6 +128,45 @@ def activation_bytes(module: nn.Module, input_size: Sequence[int]) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
+class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows the bytes of all tensors that operations made and that somebody still holds."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now: int = 0
+        self.most: int = 0
+        self._holders: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in (leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor)):
+            identity, size = _storage_identity(tensor), tensor.untyped_storage().nbytes()
+            if not self._holders.get(identity):
+                self.now += size
+                self.most = max(self.most, self.now)
+            self._holders[identity] = self._holders.get(identity, 0) + 1
+            weakref.finalize(tensor, self._let_go, identity, size)
+        return made
+
+    def _let_go(self, identity: int, size: int) -> None:
+        self._holders[identity] -= 1
+        if not self._holders[identity]:
+            del self._holders[identity]
+            self.now -= size
+
+
+def inference_bytes(module: nn.Module, input_size: Sequence[int]) -> int:
+    """Count the bytes of all activations that are alive at once, at most, in a forward pass without gradients.
+
+    At float32, the output counts, the input and the weights do not; convolutions may need working memory on top.
+    """
+    state, x_BCHW = _on_meta(module), torch.empty(tuple(input_size), device="meta")
+    with _training_mode(module, on=False), torch.no_grad(), _Alive() as alive:
+        functional_call(module, state, (x_BCHW,))
+    most: int = alive.most
+    return most
+
+
 def _storage_identity(tensor: Tensor) -> int:
     """Tell storages apart; their addresses do not, all of them being 0 on the meta device."""
     identity: int = tensor.untyped_storage()._cdata
@@ -140,12 +182,17 @@ def _call_on_meta(module: nn.Module, input_size: Sequence[int]) -> dict[str, Ten
 
     The module itself, and where its weights lie, stay as they are.
     """
-    state: dict[str, Tensor] = {
+    state = _on_meta(module)
+    functional_call(module, state, (torch.empty(tuple(input_size), device="meta"),))
+    return state
+
+
+def _on_meta(module: nn.Module) -> dict[str, Tensor]:
+    """Stand-ins without numbers for a module's weights and buffers."""
+    return {
         name: torch.empty_like(tensor, device="meta").requires_grad_(tensor.requires_grad)
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]
     }
-    functional_call(module, state, (torch.empty(tuple(input_size), device="meta"),))
-    return state
 
 
 @contextlib.contextmanager

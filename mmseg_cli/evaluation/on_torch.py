@@ -1,0 +1,117 @@
+"""A segmenter whose network runs on torch.
+
+Shapes: B = batch, C = 3 colours, K = classes, H, W = height, width, h, w = of a scaled image or a window.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mmseg_cli import memory
+from mmseg_cli.evaluation import inference
+from mmseg_cli.evaluation.segmenter import PLAIN, Arrays, Protocol, Segmenter
+from mmseg_cli.models import cost
+from mmseg_cli.models.fold import fold_norms
+
+PROBE = 256  # pixels of the side of the image by which a network's working memory is counted
+
+
+class TorchArrays(Arrays):
+    """Tensors on one device."""
+
+    def __init__(self, device: torch.device, *, channels_last: bool) -> None:
+        self._device = device
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def put(self, x: NDArray[Any]) -> Tensor:
+        """A tensor on the device."""
+        x = x if x.flags.writeable and min(x.strides, default=1) > 0 else x.copy()
+        return torch.from_numpy(x).to(self._device, non_blocking=True)
+
+    def get(self, x: Tensor) -> NDArray[Any]:
+        """Back on the CPU."""
+        return x.cpu().numpy()
+
+    def float32(self, x: Tensor) -> Tensor:
+        """As float32; always a copy."""
+        return x.to(torch.float32, copy=True)
+
+    def zeros(self, *shape: int) -> Tensor:
+        """float32 zeros."""
+        return torch.zeros(shape, device=self._device)
+
+    def batch(self, images: list[Tensor]) -> Tensor:
+        """x_BCHW of several x_HWC."""
+        return torch.stack(images).permute(0, 3, 1, 2).contiguous(memory_format=self._layout)
+
+    def flip(self, x: Tensor) -> Tensor:
+        """Mirrored along the last axis."""
+        return x.flip(-1)
+
+    def softmax(self, x: Tensor, *, axis: int) -> Tensor:
+        """Along one axis, in float32."""
+        return x.softmax(axis)
+
+    def best(self, scores_KHW: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """The class of the largest score of every pixel, and that score."""
+        best_HW, classes_HW = scores_KHW.max(0)
+        return classes_HW.to(torch.uint8).cpu().numpy(), best_HW.cpu().numpy()
+
+
+def segmenter(
+    network: nn.Module,
+    *,
+    classes: int,
+    protocol: Protocol = PLAIN,
+    device: torch.device,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    channels_last: bool = True,
+    fold: bool = False,
+    compile: bool = False,
+    limit: int | None = None,
+    at_once: int = 1,
+) -> Segmenter:
+    """A segmenter of `network`, which is moved to `device` unless it is folded, and put into evaluation mode.
+
+    Args:
+        network: x_BCHW to logits_BKHW of the same size.
+        precision: `bfloat16` by autocast; probabilities and what is summed stay float32.
+        fold: fold batch norms into the convolutions before them, in a copy: faster, and equal but for rounding.
+        compile: torch.compile; pays after some images of one size.
+        limit, at_once: see `Segmenter`.
+    """
+    network = (fold_norms(network) if fold else network).to(device).eval()
+    network.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    counted = 0 if limit is None else cost.inference_bytes(network, (1, 3, PROBE, PROBE))
+    run: Any = torch.compile(network) if compile else network
+    mixed = precision == "bfloat16"
+
+    @torch.inference_mode()
+    def forward(x_BCHW: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
+            logits_BKHW: Tensor = run(x_BCHW)
+        return logits_BKHW.float()
+
+    return Segmenter(
+        forward=forward,
+        arrays=TorchArrays(device, channels_last=channels_last),
+        classes=classes,
+        mean=inference.MEAN,
+        std=inference.STD,
+        protocol=protocol,
+        bytes_per_pixel=counted / PROBE**2,
+        limit=limit,
+        at_once=at_once,
+    )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return memory.look().available
