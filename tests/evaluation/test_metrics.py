@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import functools
 import math
+import operator
 
 import numpy as np
 import pytest
@@ -72,6 +74,29 @@ def test_a_confusion_matrix_adds_up(seed, classes):
     assert merged.sum() == whole.sum()
 
 
+def test_counts_of_twenty_thousand_large_images_are_exact():
+    """Test sets of that size have more pixels than 32 bits count, and more than float32 tells apart."""
+    rng = np.random.default_rng(11)
+    truth = np.minimum(rng.integers(0, 60, (1024, 2048)), 18).astype(np.uint8)
+    predicted = np.where(rng.random(truth.shape) < 0.9, truth, rng.integers(0, 19, truth.shape)).astype(np.uint8)
+    truth[:100, :3] = IGNORE
+    one = metrics.confusion(truth, predicted, classes=19)
+    total = np.zeros_like(one)
+    for _ in range(20_000):
+        total += one
+    assert total.dtype == np.int64
+    expected = [[20_000 * count for count in row] for row in one.tolist()]
+    assert total.tolist() == expected
+    assert sum(map(sum, expected)) == int(total.sum()) == 20_000 * (2**21 - 300)
+    assert expected[18][18] > 2**32
+    np.testing.assert_array_equal(metrics.class_iou(total), metrics.class_iou(one))
+    assert metrics.pixel_accuracy(total) == metrics.pixel_accuracy(one)
+    merged = metrics.merge(total, [k % 7 for k in range(19)], count=7)
+    assert merged.tolist() == [
+        [sum(expected[i][j] for i in range(a, 19, 7) for j in range(b, 19, 7)) for b in range(7)] for a in range(7)
+    ]
+
+
 # ------------------------------------------------------------------------------------------- the official evaluator
 
 
@@ -87,9 +112,12 @@ def official():
     return lambda predictions, labels: program.evaluateImgLists(predictions, labels, program.args)
 
 
+PAIRS = 200
+
+
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """Fifty label and prediction files of ids, with void, absent and predicted-but-absent classes; and their arrays."""
+    """Label and prediction files of ids, with void, absent and predicted-but-absent classes; and their arrays."""
     from cityscapesscripts.helpers.labels import labels
 
     folder = tmp_path_factory.mktemp("official")
@@ -97,7 +125,7 @@ def pairs(tmp_path_factory):
     every_id = [label.id for label in labels if label.id >= 0]
     rng = np.random.default_rng(7)
     out = []
-    for number in range(50):
+    for number in range(PAIRS):
         present = rng.choice(every_id, size=int(rng.integers(1, 12)), replace=False)
         answered = rng.choice(space.ids, size=int(rng.integers(1, 12)), replace=False)
         ids_HW = rng.choice(present, size=(24, 40)).astype(np.uint8)
@@ -116,20 +144,28 @@ def pairs(tmp_path_factory):
     return out
 
 
+def in_turn(values):
+    """Their mean: what is not NaN, added one after the other, where numpy adds eight columns of numbers."""
+    kept = [value for value in values if not math.isnan(value)]
+    return functools.reduce(operator.add, kept, 0.0) / len(kept) if kept else math.nan
+
+
 def compare(result, matrix):
+    """Every class and category scores theirs to the last bit, NaN where theirs is; means, added in their order, too."""
     space, _ = cityscapes_19()
     theirs = np.array([result["classScores"][name] for name in space.classes])
     ours = metrics.class_iou(matrix)
-    np.testing.assert_array_equal(np.isnan(ours), np.isnan(theirs))
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(metrics.mean(ours), result["averageScoreClasses"], rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(ours, theirs, strict=True)
     categories = metrics.category_iou(matrix, space.categories)
     their_categories = {name: value for name, value in result["categoryScores"].items() if name in categories}
-    assert set(their_categories) == set(categories)
-    for name, value in categories.items():
-        np.testing.assert_allclose(value, their_categories[name], rtol=0, atol=1e-12)
-    ours_mean = metrics.mean(np.array(list(categories.values())))
-    np.testing.assert_allclose(ours_mean, result["averageScoreCategories"], rtol=0, atol=1e-12)
+    assert list(their_categories) == list(categories)
+    np.testing.assert_array_equal(list(categories.values()), list(their_categories.values()), strict=True)
+    for values, their_mean in (
+        (ours, result["averageScoreClasses"]),
+        (np.array(list(categories.values())), result["averageScoreCategories"]),
+    ):
+        np.testing.assert_array_equal(in_turn(values.tolist()), their_mean)
+        np.testing.assert_allclose(metrics.mean(values), their_mean, rtol=0, atol=1e-12)
     return theirs
 
 
@@ -139,11 +175,44 @@ def test_every_image_scores_what_the_benchmark_gives_it(official, pairs):
         theirs = compare(official([prediction], [label]), matrix)
         absent += int(np.isnan(theirs).sum())
         nothing += int(((matrix.sum(1) == 0) & (matrix.sum(0) > 0)).sum())
-    assert absent > 50  # the cases that matter are there
-    assert nothing > 50
+    assert absent > PAIRS  # the cases that matter are there
+    assert nothing > PAIRS
 
 
 def test_all_images_together_score_what_the_benchmark_gives_them(official, pairs):
     predictions, labels, matrices = zip(*pairs, strict=True)
     compare(official(list(predictions), list(labels)), sum(matrices))
     compare(official(list(predictions[1:3]), list(labels[1:3])), sum(matrices[1:3]))
+
+
+# CamVid's classes, and its void, as the benchmark calls them
+CAMVID = ("sky", "building", "pole", "road", "sidewalk", "vegetation", "traffic sign", "fence", "car", "person")
+CAMVID = (*CAMVID, "bicycle", "unlabeled")
+ABSENT = ("truck", "bus")  # CamVid has none; they are predicted all the same
+
+
+def test_real_labels_score_what_the_benchmark_gives_them(official, camvid_root, tmp_path):
+    """All of CamVid's val, against itself some pixels aside: real shapes, real void, and classes that it has not."""
+    from cityscapesscripts.helpers.labels import name2label
+
+    to_ids = np.array([name2label[name].id for name in CAMVID], np.uint8)
+    space, table = cityscapes_19()
+    predictions, labels, matrices = [], [], []
+    for number, file in enumerate(sorted((camvid_root / "valannot").glob("*.png"))):
+        ids_HW = to_ids[np.asarray(Image.open(file))]
+        predicted_HW = np.roll(ids_HW, (3, -5), (0, 1))
+        predicted_HW[predicted_HW == name2label["unlabeled"].id] = name2label[ABSENT[number % 2]].id
+        for paths, name, pixels in ((predictions, "prediction", predicted_HW), (labels, "gtFine_labelIds", ids_HW)):
+            paths.append(str(tmp_path / f"{number}_{name}.png"))
+            Image.fromarray(pixels).save(paths[-1], compress_level=1)
+        truth_HW, answer_HW = (table[pixels].astype(np.uint8) for pixels in (ids_HW, predicted_HW))
+        matrices.append(metrics.confusion(truth_HW, answer_HW, classes=len(space.classes)))
+    assert len(labels) == 101
+    lacking = [space.classes.index(name) for name in space.classes if name not in CAMVID]
+    for number, (prediction, label, matrix) in enumerate(zip(predictions, labels, matrices, strict=True)):
+        theirs = compare(official([prediction], [label]), matrix)
+        expected = [0.0 if space.classes[k] == ABSENT[number % 2] else math.nan for k in lacking]
+        np.testing.assert_array_equal(theirs[lacking], expected)
+    theirs = compare(official(predictions, labels), sum(matrices))
+    assert np.isnan(theirs).sum() == len(lacking) - len(ABSENT) == 6
+    assert min(theirs[theirs > 0]) < 0.5 < 0.9 < max(theirs)
