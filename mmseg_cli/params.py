@@ -277,11 +277,50 @@ class SegmentationStage(Stage):
     augment: SegmentationAugment
 
 
+Scale = Annotated[Real, Field(gt=0, le=16)]
+
+
+class Augmented(Section):
+    """Test-time augmentation: probabilities averaged over `scales` and, with `flip`, mirrored images."""
+
+    scales: Annotated[list[Scale], Field(min_length=1)]
+    flip: bool
+
+
 class Evaluate(Section):
-    """What is evaluated, and how many pictures are drawn."""
+    """What is evaluated, how, and what is counted. The figures of the tables are single scale.
+
+    `window` is the [height, width] of the windows that images are predicted in, null for whole images; windows overlap
+    by `overlap` at least, and weigh `gaussian` or `flat`. `memory_gib` limits what a prediction takes: where the whole
+    image does not fit, it is predicted in windows that do, and the report says so. `fold` folds batch norms into
+    convolutions. `augmented` adds a figure with test-time augmentation.
+
+    `boundaries` are distances in pixels, `object_sizes` the areas in pixels where medium and large begin, `row_bands`
+    the number of bands from the top of the image to its bottom. `official` runs the benchmark's own program on the
+    PNGs that were written. `examples` pictures of each of the best, median and worst images are shown.
+    """
 
     dataset: Name
-    overlays: Annotated[int, Field(ge=0)]
+    precision: Literal["float32", "bfloat16"]
+    fold: bool
+    window: Size | None
+    overlap: Annotated[Real, Field(ge=0, lt=1)]
+    weights: Literal["flat", "gaussian"]
+    memory_gib: Annotated[Real, Field(gt=0)] | None
+    augmented: Augmented | None
+    boundaries: Annotated[list[Positive], Field(min_length=1)]
+    object_sizes: Size
+    row_bands: Positive
+    official: bool
+    examples: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.object_sizes[0] >= self.object_sizes[1]:
+            raise ValueError("object_sizes must be [where medium begins, where large begins]")
+        if sorted(set(self.boundaries)) != self.boundaries:
+            raise ValueError("boundaries must rise")
+        return self
 
 
 class CostSection(Section):

@@ -128,7 +128,7 @@ def _tiny(content: Any) -> None:
     small = {"steps": 4, "batch": 2, "norm_batch": 2, "crop": [32, 32], "checkpoint_every": 2, "warmup_steps": 2}
     for stage in ("pretrain_imagenet", "pretrain_mapillary", "train"):
         content[stage].update(small)
-    content["evaluate"]["overlays"] = 2
+    content["evaluate"].update({"examples": 1, "object_sizes": [16, 64], "boundaries": [1, 3], "official": True})
     content["cost"].update({"batch": 2, "crop": [32, 32], "repeats": 2, "warmup": 0})
     content["runtime"].update({"device": "cpu", "threads": 1})
     content["tracking"]["enabled"] = False

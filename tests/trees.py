@@ -293,11 +293,18 @@ def _iou(matrix: list[list[int]]) -> list[float | None]:
 def write_run_evidence(folder: Path, matrices: list[list[list[int]]], *, variant: str, seed: int) -> dict[str, Any]:
     """metrics.json and confusion.npz of one run from the confusion matrices of its images."""
     folder.mkdir(parents=True, exist_ok=True)
+    flat = [[count for row in matrix for count in row] for matrix in matrices]
+    entries = [[(cell, count) for cell, count in enumerate(counts) if count] for counts in flat]
     np.savez_compressed(
         folder / "confusion.npz",
-        confusion=np.array(matrices, dtype=np.int64),
-        classes=np.array(CLASSES),
-        names=np.array([f"image{number}" for number in range(len(matrices))]),
+        **{
+            "classes": np.array(CLASSES),
+            "names": np.array([f"image{number}" for number in range(len(matrices))]),
+            "confusion.shape": np.array([3, 3]),
+            "confusion.lengths": np.array([len(entry) for entry in entries], dtype=np.uint32),
+            "confusion.cells": np.array([cell for entry in entries for cell, _ in entry], dtype=np.uint16),
+            "confusion.values": np.array([count for entry in entries for _, count in entry], dtype=np.uint32),
+        },
     )
     total = [[sum(one[row][column] for one in matrices) for column in range(3)] for row in range(3)]
     values = _iou(total)
@@ -329,7 +336,7 @@ def hits(right: int, wrong: int) -> list[list[int]]:
     return [[right, wrong, 0], [wrong, right, 0], [0, 0, 0]]
 
 
-def make_evidence(evidence: Path, table: dict[tuple[str, int], int]) -> None:
+def make_evidence(folder: Path, table: dict[tuple[str, int], int]) -> None:
     """The evidence of a grid: `table[variant, seed]` of 100 pixels a class are right, over two images; and its cost.
 
     Each class's IoU is then right / (200 - right).
@@ -337,11 +344,11 @@ def make_evidence(evidence: Path, table: dict[tuple[str, int], int]) -> None:
     for (variant, seed), right in table.items():
         first = right // 2
         matrices = [hits(first, 50 - first), hits(right - first, 50 - right + first)]
-        write_run_evidence(evidence / f"{variant}-s{seed}", matrices, variant=variant, seed=seed)
-    write_cost(evidence, list(dict.fromkeys(variant for variant, _ in table)))
+        write_run_evidence(folder / f"{variant}-s{seed}", matrices, variant=variant, seed=seed)
+    write_cost(folder, list(dict.fromkeys(variant for variant, _ in table)))
 
 
-def write_cost(evidence: Path, variants: list[str], *, networks: dict[str, dict[str, Any]] | None = None) -> None:
+def write_cost(folder: Path, variants: list[str], *, networks: dict[str, dict[str, Any]] | None = None) -> None:
     """cost.json: the second variant takes twice as much of everything as the first, and so on."""
     rows = {
         variant: {
@@ -365,4 +372,4 @@ def write_cost(evidence: Path, variants: list[str], *, networks: dict[str, dict[
         "classes": 3,
         "variants": rows,
     }
-    (evidence / "cost.json").write_text(json.dumps(cost))
+    (folder / "cost.json").write_text(json.dumps(cost))

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mmseg_cli.errors import MmsegError
-from mmseg_cli.evaluation import metrics
+from mmseg_cli.evaluation import evidence, metrics
 from mmseg_cli.files import read_json, sha256
 from mmseg_cli.paths import Paths, run_name
 
@@ -63,18 +61,17 @@ def _checked_run(folder: Path, *, variant: str, seed: int) -> dict[str, Any]:
     confusion_file = folder / CONFUSION
     if sha256(confusion_file) != found.get("confusion_sha256"):
         raise MmsegError(confusion_file, f"is not the file that {METRICS} was computed from", REPRO)
-    with np.load(confusion_file) as content:
-        matrices_NKK, classes = content["confusion"], content["classes"].tolist()
-    matrix = matrices_NKK.sum(0)
-    if list(found["class_iou"]) != classes:
+    counted = evidence.load(confusion_file)
+    matrix = counted.counts["confusion"].total()
+    if list(found["class_iou"]) != counted.classes:
         raise MmsegError(folder / METRICS, "class_iou has other classes than its confusion matrices", REPRO)
     figures = [
         ("mean_iou", found.get("mean_iou"), metrics.mean_iou(matrix)),
         ("pixel_accuracy", found.get("pixel_accuracy"), metrics.pixel_accuracy(matrix)),
-        ("images", found.get("images"), len(matrices_NKK)),
+        ("images", found.get("images"), len(counted.names)),
         *(
             (f"class_iou of {name}", found["class_iou"][name], value)
-            for name, value in zip(classes, metrics.class_iou(matrix).tolist(), strict=True)
+            for name, value in zip(counted.classes, metrics.class_iou(matrix).tolist(), strict=True)
         ),
     ]
     for name, said, recomputed in figures:
@@ -89,9 +86,12 @@ def _require_comparable(paths: Paths, runs: dict[tuple[str, int], dict[str, Any]
     first = next(iter(runs.values()))
     for (variant, seed), found in runs.items():
         file = paths.evidence / run_name(variant, seed) / METRICS
-        for key in ("split", "images", "label_space"):
+        for key in ("split", "images", "label_space", "protocol"):
             if found.get(key) != first.get(key):
                 raise MmsegError(file, f"{key} is {found.get(key)}, of others {first.get(key)}", REPRO)
+        if found.get("images_also_in_train"):
+            what = f"{found['images_also_in_train']} of its val images are in train as well"
+            raise MmsegError(file, what, "evaluate on images that no run was trained on")
         for key in ("recipe", "ladder"):
             if found["run"].get(key) != first["run"].get(key):
                 raise MmsegError(file, f"was trained by another {key} than the other runs", REPRO)

@@ -1,12 +1,16 @@
-"""`mmseg evaluate`: one trained run on a validation split, as evidence that tables are computed from."""
+"""`mmseg evaluate`: one trained run on a validation split, as evidence that tables are computed from, and a page."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,68 +18,67 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mmseg_cli.data import loader
-from mmseg_cli.data.labels import IGNORE, LabelSpace
-from mmseg_cli.data.store import Store
+from mmseg_cli.data.labels import LabelSpace
+from mmseg_cli.data.store import Split, Store
 from mmseg_cli.errors import MmsegError
-from mmseg_cli.evaluation import inference, metrics
-from mmseg_cli.files import atomic, new_folder, require_writable, sha256, write_json
+from mmseg_cli.evaluation import boundary, evidence, metrics, official, on_torch, page, regions, run_page, summary
+from mmseg_cli.evaluation.evidence import Collector, Counts, Evidence
+from mmseg_cli.evaluation.segmenter import Protocol, Segmenter
+from mmseg_cli.files import new_folder, require_writable, sha256, write_json
 from mmseg_cli.models import weights
 
-GAP = 4  # pixels between the pictures of an overlay
+PREDICTIONS = "predictions"  # in the page's folder: a PNG for each image
+TOLERANCE = 1e-9  # between our IoU and the benchmark's
+RUN_KEYS = ("variant", "seed", "network", "ladder", "recipe", "fingerprint")
+
+Precision = Literal["float32", "bfloat16"]
+Label_HW = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Counting:
+    """What is counted in every image.
+
+    Attributes:
+        boundaries: distances in pixels.
+        object_sizes: areas in pixels where medium and large regions begin.
+        row_bands: bands from the top of the image to its bottom.
+    """
+
+    boundaries: list[int]
+    object_sizes: tuple[int, int]
+    row_bands: int
+
+    def of(self, label_HW: Label_HW, predicted_HW: Label_HW, *, classes: int) -> dict[str, NDArray[np.int64]]:
+        """All counts of one image, by kind."""
+        rows_RKK = regions.band_confusions(label_HW, predicted_HW, classes=classes, bands=self.row_bands)
+        return {
+            "confusion": rows_RKK.sum(0),
+            "boundaries": boundary.boundary_counts(label_HW, predicted_HW, classes=classes, distances=self.boundaries),
+            "sizes": regions.size_counts(label_HW, predicted_HW, classes=classes, limits=self.object_sizes),
+            "rows": rows_RKK,
+        }
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured and where it lies. Ratios are in [0, 1]."""
+    """What was measured and where it lies. Ratios are in [0, 1].
+
+    Attributes:
+        augmented: mIoU with test-time augmentation; None where it was not asked for.
+        mean_iiou: the benchmark's instance-weighted IoU; None where it was not computed.
+        official: what the benchmark's program said of ours; None where it did not run.
+    """
 
     metrics_file: Path
-    overlays: Path
+    page: Path
     images: int
     mean_iou: float
     pixel_accuracy: float
     class_iou: dict[str, float]
-
-
-def _or_none(value: float) -> float | None:
-    """JSON has no NaN."""
-    return None if math.isnan(value) else value
-
-
-def summary(matrices_NKK: NDArray[np.int64], space: LabelSpace) -> dict[str, Any]:
-    """The figures of metrics.json from per-image confusion matrices; undefined ones (absent classes) are None."""
-    matrix = matrices_NKK.sum(0)
-    per_class = metrics.class_iou(matrix)
-    figures: dict[str, Any] = {
-        "mean_iou": metrics.mean(per_class),
-        "pixel_accuracy": metrics.pixel_accuracy(matrix),
-        "class_iou": {name: _or_none(value) for name, value in zip(space.classes, per_class.tolist(), strict=True)},
-    }
-    if space.categories is not None:
-        per_category = metrics.category_iou(matrix, space.categories)
-        figures["mean_category_iou"] = metrics.mean(np.array(list(per_category.values())))
-        figures["category_iou"] = {name: _or_none(value) for name, value in per_category.items()}
-    return figures
-
-
-def overlay(
-    image_HWC: NDArray[np.uint8],
-    predicted_HW: NDArray[np.uint8],
-    label_HW: NDArray[np.uint8],
-    colours: tuple[tuple[int, int, int], ...],
-) -> Image.Image:
-    """Image, truth, prediction and errors (red on grey; ignored pixels black) side by side, at the label's size."""
-    table = np.zeros((256, 3), dtype=np.uint8)
-    table[: len(colours)] = colours
-    size = (label_HW.shape[1], label_HW.shape[0])
-    picture = Image.fromarray(image_HWC).resize(size, Image.Resampling.BILINEAR)
-    errors_HWC = np.repeat(np.asarray(picture.convert("L"))[..., None], 3, axis=2)
-    errors_HWC[(predicted_HW != label_HW)] = (220, 40, 40)
-    errors_HWC[label_HW == IGNORE] = 0
-    parts = [picture, *(Image.fromarray(part) for part in (table[label_HW], table[predicted_HW], errors_HWC))]
-    sheet = Image.new("RGB", (4 * size[0] + 3 * GAP, size[1]), "white")
-    for position, part in enumerate(parts):
-        sheet.paste(part, (position * (size[0] + GAP), 0))
-    return sheet
+    augmented: float | None
+    mean_iiou: float | None
+    official: str | None
 
 
 def evaluate(
@@ -85,67 +88,265 @@ def evaluate(
     network: dict[str, Any],
     metrics_file: Path,
     confusion_file: Path,
-    overlays_folder: Path,
-    overlays: int,
+    page_folder: Path,
+    title: str,
+    protocol: Protocol,
+    augmented: Protocol | None,
+    counting: Counting,
+    root: Path | None,
+    run_official: bool,
+    examples: int,
+    precision: Precision,
+    fold: bool,
+    compile: bool,
+    channels_last: bool,
+    limit: int | None,
     device: torch.device,
     workers: int,
     advance: Callable[[], None],
+    warn: Callable[[str], None],
 ) -> Evaluation:
-    """Evaluate a run's last weights on the store's val split, single scale, whole images, labels at native size.
+    """Evaluate a run's last weights on the store's val split, labels at native size.
 
-    Writes metrics.json, the per-image confusion matrices (compressed) and overlays of images spread over the split.
+    Writes metrics.json, what was counted in every image, and a folder with a page and the predictions.
 
     Args:
         run: the folder of the trained run.
         network: the body's arguments by the preset; the run's must be the same.
-        overlays: how many images are drawn.
+        title: of the page.
+        protocol: of all figures but `augmented`'s, which are of another prediction, with test-time augmentation.
+        root: the dataset as it was downloaded, whose own label files are better than the store's, and which may have
+            instances; None where it is not at hand.
+        run_official: hold our IoU against that of the benchmark's own program on the PNGs that were written.
+        examples: of each of the best, median and worst images, on the page.
+        precision, fold, compile, channels_last, limit: see `mmseg_cli.evaluation.on_torch.segmenter`.
         advance: called after each image.
+        warn: called with a line that a reader must know.
 
     Raises:
-        MmsegError: the run is of another architecture or label space, or a place cannot be written.
+        MmsegError: the run is of another architecture or label space, a place cannot be written, or the benchmark's
+            program finds another IoU.
+        ResourceError: the limit does not suffice.
     """
-    for folder in {metrics_file.parent, overlays_folder.parent}:
+    for folder in {metrics_file.parent, page_folder.parent}:
         require_writable(folder)
     trained, record = weights.load_network(run, expected=network)
     if record["task"] != "segmentation":
         raise MmsegError(run, "is not a segmentation network", "evaluate a run of the train stage")
     if record["label_space"] != store.manifest["label_space"]:
         raise MmsegError(run, "was trained on other classes than the store's", "evaluate it on its own dataset")
-    split = store.split("val")
-    names = store.names("val")
-    drawn = {int(position) for position in np.linspace(0, len(split) - 1, min(overlays, len(split))).round()}
-    batches = loader.items_loader(loader.WholeImages(split), workers=workers)
-    matrices = []
-    with new_folder(overlays_folder) as folder:
-        predictions = inference.segment(trained.to(device), batches, device=device)
-        for position, (image_HWC, predicted_HW, label_HW) in enumerate(predictions):
-            matrices.append(metrics.confusion(label_HW, predicted_HW, classes=len(store.space.classes)))
-            if position in drawn:
-                stem = names[position].replace("/", "_")
-                overlay(image_HWC, predicted_HW, label_HW, store.space.colours).save(folder / f"{stem}.png")
-            advance()
-    matrices_NKK = np.stack(matrices)
-    metrics.require_pixels(matrices_NKK.sum(0), str(store.folder))
-    figures = summary(matrices_NKK, store.space)
-    with atomic(confusion_file) as file:
-        np.savez_compressed(file, confusion=matrices_NKK, classes=np.array(store.space.classes), names=np.array(names))
+    space, split, names = store.space, store.split("val"), store.names("val")
+    if run_official:
+        official.require_space(space, where="evaluate.official")
+    segmenters = {
+        kind: on_torch.segmenter(
+            trained,
+            classes=len(space.classes),
+            protocol=wanted,
+            device=device,
+            precision=precision,
+            channels_last=channels_last,
+            fold=fold,
+            compile=compile,
+            limit=limit,
+        )
+        for kind, wanted in (("plain", protocol), ("augmented", augmented))
+        if wanted is not None
+    }
+    windows = _windows(segmenters, split, warn=warn)
+    seen = len(set(store.names("train")) & set(names))
+    if seen:
+        warn(f"{seen} of {len(names)} val images are in train as well: these figures say nothing about new images")
+    with new_folder(page_folder) as folder:
+        counts = _count(
+            segmenters, split, space, counting, pictures=folder / PREDICTIONS, workers=workers, advance=advance
+        )
+        metrics.require_pixels(counts["confusion"].total(), str(store.folder))
+        figures = summary.of_counts(counts, space, distances=counting.boundaries, limits=counting.object_sizes)
+        figures["augmented"] = None
+        if augmented is not None:
+            figures["augmented"] = {
+                **summary.of_confusion(counts["augmented"].total(), space),
+                "protocol": {**asdict(augmented), "window": windows["augmented"]},
+            }
+        figures["official"] = figures["instances"] = None
+        if run_official:
+            found, truth = _by_the_benchmark(split, space, pictures=folder / PREDICTIONS, root=root)
+            figures["official"] = _compared(found, figures["class_iou"], truth=truth)
+            figures["instances"] = _instances(found)
+        figures["protocol"] = {**asdict(protocol), "window": windows["plain"], "precision": precision}
+        page.write_page(
+            folder,
+            run_page.content(
+                figures,
+                counts["confusion"],
+                split,
+                space,
+                title=title,
+                dataset=str(store.manifest["dataset"]),
+                protocol=f"{protocol.text()}, {precision}",
+                augmented=None if augmented is None else augmented.text(),
+                official=figures["official"] and _official_line(figures["official"]),
+                read_prediction=lambda name: _read_back(_picture(folder / PREDICTIONS, name), space),
+                each=examples,
+            ),
+        )
+    evidence.save(confusion_file, Evidence(list(space.classes), names, counts))
     write_json(
         metrics_file,
         {
             **figures,
-            "images": len(matrices),
+            "images": len(split),
+            "images_also_in_train": seen,
             "split": "val",
-            "label_space": store.space.name,
+            "label_space": space.name,
             "weights_sha256": sha256(run / weights.WEIGHTS),
             "confusion_sha256": sha256(confusion_file),
-            "run": {key: record[key] for key in ("variant", "seed", "network", "ladder", "recipe", "fingerprint")},
+            "run": {key: record[key] for key in RUN_KEYS},
         },
     )
     return Evaluation(
         metrics_file=metrics_file,
-        overlays=overlays_folder,
-        images=len(matrices),
+        page=page_folder / "index.html",
+        images=len(split),
         mean_iou=figures["mean_iou"],
         pixel_accuracy=figures["pixel_accuracy"],
         class_iou={name: math.nan if value is None else value for name, value in figures["class_iou"].items()},
+        augmented=figures["augmented"] and figures["augmented"]["mean_iou"],
+        mean_iiou=figures["instances"] and figures["instances"]["mean_iiou"],
+        official=figures["official"] and _official_line(figures["official"]),
     )
+
+
+# ------------------------------------------------------------------------------------------------- predicting, counting
+
+
+def _windows(
+    segmenters: Mapping[str, Segmenter], split: Split, *, warn: Callable[[str], None]
+) -> dict[str, tuple[int, int] | None]:
+    """The windows that each protocol takes, or that the limit asks for on the largest image."""
+    sizes = {(split.size(item), split.label_size(item)) for item in range(len(split))}
+    windows = {}
+    for kind, segmenter in segmenters.items():
+        plans = [segmenter.plan(*both) for both in sizes]
+        forced = [plan.window for plan in plans if plan.forced and plan.window is not None]
+        windows[kind] = max(forced) if forced else segmenter.protocol.window
+        if forced:
+            tall, wide = max(forced)
+            warn(f"the limit of memory asks for windows of {tall}x{wide}: not what whole images would give ({kind})")
+    return windows
+
+
+def _count(
+    segmenters: Mapping[str, Segmenter],
+    split: Split,
+    space: LabelSpace,
+    counting: Counting,
+    *,
+    pictures: Path,
+    workers: int,
+    advance: Callable[[], None],
+) -> dict[str, Counts]:
+    """Predict every image, write the predictions, and count. Counting, which torch needs no part in, goes on beside
+    the network."""
+    collector = Collector()
+    names = split.names()
+    at_once = os.cpu_count() or 1
+
+    def finish(name: str, label_HW: Label_HW, predicted: dict[str, Label_HW]) -> dict[str, NDArray[np.int64]]:
+        official.write_png(_picture(pictures, name), _shown_ids(space)[predicted["plain"]])
+        counts = counting.of(label_HW, predicted["plain"], classes=len(space.classes))
+        if "augmented" in predicted:
+            counts["augmented"] = metrics.confusion(label_HW, predicted["augmented"], classes=len(space.classes))
+        return counts
+
+    waiting: deque[Future[dict[str, NDArray[np.int64]]]] = deque()
+    with ThreadPoolExecutor(at_once) as pool:
+        for name, (image_HWC, label_HW) in zip(names, _images(split, workers=workers), strict=True):
+            size = (label_HW.shape[0], label_HW.shape[1])
+            predicted = {kind: each.predict(image_HWC, size=size).classes_HW for kind, each in segmenters.items()}
+            waiting.append(pool.submit(finish, name, label_HW, predicted))
+            while len(waiting) > 2 * at_once:
+                collector.add(waiting.popleft().result())
+            advance()
+        for future in waiting:
+            collector.add(future.result())
+    return collector.counts()
+
+
+def _images(split: Split, *, workers: int) -> Iterator[tuple[NDArray[np.uint8], Label_HW]]:
+    """image_HWC and label_HW of every item, in order."""
+    for image_1CHW, label_1HW in loader.items_loader(loader.WholeImages(split), workers=workers):
+        yield image_1CHW[0].permute(1, 2, 0).numpy(), label_1HW[0].numpy()
+
+
+def _picture(folder: Path, name: str) -> Path:
+    return folder / f"{name}.png"
+
+
+def _read_back(path: Path, space: LabelSpace) -> Label_HW:
+    """predicted_HW of train ids from a PNG that was written."""
+    table = np.zeros(256, dtype=np.uint8)
+    table[_shown_ids(space)[: len(space.classes)]] = np.arange(len(space.classes))
+    with Image.open(path) as opened:
+        ids_HW = np.asarray(opened)
+    predicted_HW: Label_HW = table[ids_HW]
+    return predicted_HW
+
+
+def _shown_ids(space: LabelSpace) -> NDArray[np.uint8]:
+    """The table from train ids to what is written: the dataset's own ids, or train ids where it has none."""
+    return official.own_ids(space) if all(0 <= own <= 255 for own in space.ids) else np.arange(256, dtype=np.uint8)
+
+
+# ----------------------------------------------------------------------------------------- the benchmark's own program
+
+
+def _by_the_benchmark(
+    split: Split, space: LabelSpace, *, pictures: Path, root: Path | None
+) -> tuple[official.Official, str]:
+    """What the benchmark's program finds in the PNGs that were written, and what it held them against."""
+    names = split.names()
+    predictions = [_picture(pictures, name) for name in names]
+    files = None if root is None else official.labels_of(root, names)
+    if files is not None:
+        return official.evaluate_pngs(
+            predictions, files, instances=official.have_instances(files)
+        ), "the dataset's files"
+    with TemporaryDirectory(dir=pictures.parent, prefix=".truth-") as folder:
+        files = official.write_labels(split, space, Path(folder))
+        return official.evaluate_pngs(predictions, files, instances=False), "the labels of the store"
+
+
+def _compared(found: official.Official, class_iou: dict[str, float | None], *, truth: str) -> dict[str, Any]:
+    """Raises MmsegError where the benchmark's program found another IoU than we did."""
+    difference = official.differences(found, class_iou)
+    if not difference <= TOLERANCE:
+        what = f"the benchmark's program gives {found.mean_iou:.10f} against {truth}: a class differs by {difference:g}"
+        raise MmsegError("mean_iou", what, "prepare the dataset again; if it stays, trust neither, and report it")
+    return {
+        "program": official.PROGRAM,
+        "against": truth,
+        "mean_iou": found.mean_iou,
+        "mean_category_iou": found.mean_category_iou,
+        "largest_difference": difference,
+    }
+
+
+def _official_line(compared: dict[str, Any]) -> str:
+    return (
+        f"{compared['program']} on the written PNGs against {compared['against']}: "
+        f"{100 * compared['mean_iou']:.2f} %, largest difference of a class {compared['largest_difference']:g}"
+    )
+
+
+def _instances(found: official.Official) -> dict[str, Any] | None:
+    """The benchmark's iIoU, where the dataset's instances are at hand."""
+    if found.class_iiou is None or found.category_iiou is None:
+        return None
+    return {
+        "mean_iiou": summary.or_none(found.mean_iiou),
+        "class_iiou": {name: summary.or_none(value) for name, value in found.class_iiou.items()},
+        "mean_category_iiou": summary.or_none(found.mean_category_iiou),
+        "category_iiou": {name: summary.or_none(value) for name, value in found.category_iiou.items()},
+    }

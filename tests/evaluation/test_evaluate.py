@@ -15,39 +15,57 @@ from mmseg_cli.data.labels import IGNORE, cityscapes_19
 from mmseg_cli.data.store import open_store
 from mmseg_cli.errors import MmsegError
 from mmseg_cli.evaluation import evaluate as room
-from mmseg_cli.evaluation import metrics
+from mmseg_cli.evaluation import evidence, metrics, run_page, summary
+from mmseg_cli.evaluation.segmenter import PLAIN, Protocol
 from mmseg_cli.models import weights
 
 RUN = Path("runs/demo/train/mmbconv-s0")
 EVIDENCE = Path("reports/demo/evidence/mmbconv-s0")
-OVERLAYS = Path("runs/demo/evaluate/mmbconv-s0")
+PAGE = Path("runs/demo/evaluate/mmbconv-s0")
 
 
-def evaluate(*, overlays=2, workers=0, **changes):
+def evaluate(**changes):
+    """As the command does it, but for the changes; what is warned of is returned too."""
+    warnings = []
     arguments = {
+        "run": RUN,
+        "store": open_store(Path("data/demo/cityscapes")),
         "network": json.loads((RUN / "record.json").read_text())["network"],
         "metrics_file": EVIDENCE / "metrics.json",
         "confusion_file": EVIDENCE / "confusion.npz",
-        "overlays_folder": OVERLAYS,
+        "page_folder": PAGE,
+        "title": "mmbconv-s0 of demo",
+        "protocol": PLAIN,
+        "augmented": None,
+        "counting": room.Counting(boundaries=[1, 3], object_sizes=(16, 64), row_bands=4),
+        "root": None,
+        "run_official": True,
+        "examples": 1,
+        "precision": "float32",
+        "fold": False,
+        "compile": False,
+        "channels_last": True,
+        "limit": None,
+        "device": torch.device("cpu"),
+        "workers": 0,
+        "advance": lambda: None,
+        "warn": warnings.append,
     } | changes
-    return room.evaluate(
-        changes.pop("run", RUN),
-        changes.pop("store", open_store(Path("data/demo/cityscapes"))),
-        **{key: value for key, value in arguments.items() if key not in ("run", "store")},
-        overlays=overlays,
-        device=torch.device("cpu"),
-        workers=workers,
-        advance=lambda: None,
-    )
+    run, store = arguments.pop("run"), arguments.pop("store")
+    return room.evaluate(run, store, **arguments), warnings
+
+
+def figures():
+    return json.loads((EVIDENCE / "metrics.json").read_text())
 
 
 def test_the_evidence_says_what_the_network_does(trained):
     """Every figure again, from the network and the raw files, by other means."""
-    figures = json.loads((EVIDENCE / "metrics.json").read_text())
+    found = figures()
     network, record = weights.load_network(RUN)
     space, _ = cityscapes_19()
     store = open_store(Path("data/demo/cityscapes"))
-    matrices = []
+    matrices, predictions = [], []
     for position in range(3):
         image_HWC = store.split("val").image(position)
         label_HW = store.split("val").label(position)
@@ -62,27 +80,52 @@ def test_the_evidence_says_what_the_network_does(trained):
             if truth != IGNORE:
                 matrix[truth, prediction] += 1
         matrices.append(matrix)
-    with np.load(EVIDENCE / "confusion.npz") as content:
-        assert content["confusion"].dtype == np.int64
-        np.testing.assert_array_equal(content["confusion"], matrices)
-        assert content["classes"].tolist() == list(space.classes)
-        assert content["names"].tolist() == store.names("val")
+        predictions.append(predicted_HW.astype(np.uint8))
+    counted = evidence.load(EVIDENCE / "confusion.npz")
+    np.testing.assert_array_equal(counted.counts["confusion"].dense(), matrices)
+    np.testing.assert_array_equal(counted.counts["rows"].dense().sum(1), matrices)
+    assert set(counted.counts) == {"confusion", "boundaries", "sizes", "rows"}
+    assert (counted.classes, counted.names) == (list(space.classes), store.names("val"))
     total = sum(matrices)
-    assert figures["mean_iou"] == pytest.approx(metrics.mean_iou(total), abs=1e-15)
-    assert figures["pixel_accuracy"] == np.trace(total) / total.sum()
+    assert found["mean_iou"] == pytest.approx(metrics.mean_iou(total), abs=1e-15)
+    assert found["pixel_accuracy"] == np.trace(total) / total.sum()
     for name, value in zip(space.classes, metrics.class_iou(total), strict=True):
-        assert figures["class_iou"][name] == (None if np.isnan(value) else value)
-    assert None in figures["class_iou"].values()
-    assert set(figures["category_iou"]) == set(space.categories)
-    kept = [value for value in figures["category_iou"].values() if value is not None]
-    assert figures["mean_category_iou"] == pytest.approx(np.mean(kept), abs=1e-15)
-    assert (figures["images"], figures["split"], figures["label_space"]) == (3, "val", "cityscapes-19")
+        assert found["class_iou"][name] == (None if np.isnan(value) else value)
+    assert None in found["class_iou"].values()
+    assert set(found["category_iou"]) == set(space.categories)
+    kept = [value for value in found["category_iou"].values() if value is not None]
+    assert found["mean_category_iou"] == pytest.approx(np.mean(kept), abs=1e-15)
+    assert (found["images"], found["split"], found["label_space"]) == (3, "val", "cityscapes-19")
     for key, path in (("weights_sha256", RUN / "model.safetensors"), ("confusion_sha256", EVIDENCE / "confusion.npz")):
-        assert figures[key] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert figures["run"] == {
+        assert found[key] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert found["run"] == {
         key: record[key] for key in ("variant", "seed", "network", "ladder", "recipe", "fingerprint")
     }
     assert "NaN" not in (EVIDENCE / "metrics.json").read_text()
+    for name, predicted_HW in zip(store.names("val"), predictions, strict=True):
+        with Image.open(PAGE / "predictions" / f"{name}.png") as opened:
+            np.testing.assert_array_equal(np.asarray(opened), np.array(space.ids)[predicted_HW])
+
+
+def test_boundaries_sizes_and_rows_are_those_of_the_counts(trained):
+    found, counts = figures(), evidence.load(EVIDENCE / "confusion.npz").counts
+    assert [row["pixels"] for row in found["boundaries"]] == [1, 3]
+    assert [(row["size"], row["from_pixels"], row["to_pixels"]) for row in found["sizes"]] == [
+        ("small", 0, 16),
+        ("medium", 16, 64),
+        ("large", 64, None),
+    ]
+    regions_34K = counts["sizes"].total()
+    for row, counts_4K in zip(found["sizes"], regions_34K, strict=True):
+        assert row["regions"] == counts_4K[2].sum()
+        with np.errstate(invalid="ignore"):
+            assert row["mean_recall"] == pytest.approx(np.nanmean(counts_4K[1] / counts_4K[0]))
+    assert sum(row["regions"] for row in found["sizes"]) > 5
+    assert [(row["from"], row["to"]) for row in found["rows"]] == [(0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1)]
+    for row, matrix in zip(found["rows"], counts["rows"].total(), strict=True):
+        assert row["mean_iou"] == pytest.approx(metrics.mean_iou(matrix))
+    # Wider boundaries forgive more.
+    assert found["boundaries"][0]["mean_f1"] < found["boundaries"][1]["mean_f1"]
 
 
 def test_training_and_evaluation_agree_on_the_figures(trained):
@@ -92,36 +135,133 @@ def test_training_and_evaluation_agree_on_the_figures(trained):
 
 
 def test_the_same_evaluation_gives_the_same_bytes(trained):
-    before = {folder: trees.contents(folder) for folder in (EVIDENCE, OVERLAYS)}
+    before = {folder: trees.contents(folder) for folder in (EVIDENCE, PAGE)}
     evaluate(workers=2)
-    assert {folder: trees.contents(folder) for folder in (EVIDENCE, OVERLAYS)} == before
+    assert {folder: trees.contents(folder) for folder in (EVIDENCE, PAGE)} == before
 
 
-def test_overlays_are_spread_over_the_split_and_show_truth_and_prediction(trained):
-    names = open_store(Path("data/demo/cityscapes")).names("val")
-    assert sorted(path.stem for path in OVERLAYS.iterdir()) == sorted([names[0], names[-1]])
-    sheet_HWC = np.asarray(Image.open(OVERLAYS / f"{names[0]}.png"))
-    assert sheet_HWC.shape == (32, 4 * 64 + 3 * room.GAP, 3)
-    store = open_store(Path("data/demo/cityscapes"))
-    np.testing.assert_array_equal(sheet_HWC[:, :64], store.split("val").image(0))
-    label_HW = store.split("val").label(0)
-    truth_HWC = sheet_HWC[:, 64 + room.GAP : 128 + room.GAP]
-    for k in np.unique(label_HW):
-        colour = (0, 0, 0) if k == IGNORE else store.space.colours[k]
-        assert (truth_HWC[label_HW == k] == colour).all()
-    prediction_HWC, errors_HWC = sheet_HWC[:, 136:200], sheet_HWC[:, 204:268]
-    wrong_HW = (prediction_HWC != truth_HWC).any(axis=2) & (label_HW != IGNORE)
-    assert wrong_HW.any()
-    assert (errors_HWC[wrong_HW] == (220, 40, 40)).all()
-    assert (errors_HWC[label_HW == IGNORE] == 0).all()
-    grey_HWC = errors_HWC[~wrong_HW & (label_HW != IGNORE)]
+def test_a_sheet_shows_image_truth_prediction_and_errors():
+    colours = ((128, 64, 128), (0, 0, 142))
+    label_HW = np.array([[0, 1, 255], [1, 1, 0]], np.uint8)
+    predicted_HW = np.array([[0, 0, 1], [1, 1, 1]], np.uint8)
+    image_HWC = trees.photo(np.random.default_rng(0), 2, 3)
+    sheet_HWC = np.asarray(run_page.sheet(image_HWC, predicted_HW, label_HW, colours))
+    image, truth, prediction, errors = (sheet_HWC[:, start : start + 3] for start in range(0, 4 * 7, 7))
+    np.testing.assert_array_equal(image, image_HWC)
+    table = np.array([*colours, (0, 0, 0)], np.uint8)
+    np.testing.assert_array_equal(truth, table[np.where(label_HW == IGNORE, 2, label_HW)])
+    np.testing.assert_array_equal(prediction, table[predicted_HW])
+    wrong_HW = (predicted_HW != label_HW) & (label_HW != IGNORE)
+    assert (errors[wrong_HW] == (220, 40, 40)).all()
+    assert (errors[label_HW == IGNORE] == 0).all()
+    grey_HWC = errors[~wrong_HW & (label_HW != IGNORE)]
     assert (grey_HWC == grey_HWC[:, :1]).all()
 
 
-@pytest.mark.parametrize(("wanted", "drawn"), [(0, 0), (1, 1), (99, 3)])
-def test_as_many_overlays_as_wanted_and_possible(trained, wanted, drawn):
-    evaluate(overlays=wanted)
-    assert len(list(OVERLAYS.iterdir())) == drawn
+@pytest.mark.parametrize(
+    ("scores", "each", "expected"),
+    [
+        ([0.1, 0.9, 0.5, 0.3, 0.7], 1, [("best", 1), ("median", 2), ("worst", 0)]),
+        ([0.1, 0.9, 0.5, 0.3, 0.7], 2, [("best", 1), ("best", 4), ("median", 2), ("worst", 0), ("worst", 3)]),
+        ([0.4, float("nan")], 1, [("best", 0)]),
+        ([0.4, 0.2], 5, [("best", 0), ("best", 1)]),
+        ([0.4, 0.2, 0.3], 0, []),
+        ([float("nan")], 2, []),
+    ],
+)
+def test_the_best_the_median_and_the_worst_are_shown_once(scores, each, expected):
+    assert run_page.chosen(scores, each=each) == expected
+
+
+def test_the_page_shows_what_was_measured(trained):
+    text = (PAGE / "index.md").read_text()
+    found = figures()
+    for value in (found["mean_iou"], found["pixel_accuracy"], found["boundaries"][1]["mean_f1"]):
+        assert f"{100 * value:.2f}" in text
+    for name in open_store(Path("data/demo/cityscapes")).names("val"):
+        assert name in text.replace("\\", "")  # of what markdown would take for its own
+    assert "cityscapesscripts on the written PNGs against the labels of the store" in text
+    assert len(list((PAGE / "images").iterdir())) == 3
+    assert "<img" in (PAGE / "index.html").read_text()
+
+
+# ------------------------------------------------------------------------------------------------------------ protocols
+
+
+def test_augmentation_is_a_figure_of_its_own(trained):
+    before = figures()
+    result, _ = evaluate(augmented=Protocol(scales=(0.5, 1.0, 2.0), flip=True))
+    after = figures()
+    assert after["augmented"]["protocol"]["scales"] == [0.5, 1.0, 2.0]
+    assert after["augmented"]["mean_iou"] == result.augmented != after["mean_iou"]
+    assert before["augmented"] is None
+    for key in ("mean_iou", "class_iou", "boundaries", "protocol"):
+        assert after[key] == before[key]
+    matrix = evidence.load(EVIDENCE / "confusion.npz").counts["augmented"].total()
+    assert after["augmented"]["mean_iou"] == metrics.mean_iou(matrix)
+    assert "scales 0.5, 1, 2, mirrored too" in (PAGE / "index.md").read_text()
+
+
+def test_windows_that_only_the_limit_asks_for_are_told_and_written_down(trained):
+    _, warnings = evaluate(limit=1_800_000)
+    assert any("the limit of memory asks for windows of" in line for line in warnings)
+    window = figures()["protocol"]["window"]
+    assert window is not None
+    assert max(window) < 64
+    _, warnings = evaluate(protocol=Protocol(window=(32, 32)))
+    assert warnings == []
+    assert figures()["protocol"]["window"] == [32, 32]
+
+
+def test_a_run_that_has_seen_val_is_told(trained, raw, mmseg, change_params):
+    change_params(lambda p: p["datasets"]["cityscapes"].update(train_from=["train", "val"]))
+    assert mmseg("prepare", "cityscapes", "--root", raw["cityscapes"], "--preset", "demo").code == 0
+    done = mmseg("evaluate", "--variant", "mmbconv")
+    assert done.code == 0, done.err
+    assert "3 of 3 val images are in train as well" in done.err
+    assert figures()["images_also_in_train"] == 3
+
+
+# ------------------------------------------------------------------------------------------------ the official program
+
+
+def test_the_benchmark_finds_the_same_in_the_files(trained, raw):
+    result, _ = evaluate()
+    assert figures()["official"]["largest_difference"] == 0
+    assert figures()["official"]["against"] == "the labels of the store"
+    assert figures()["instances"] is None
+    assert "largest difference of a class 0" in result.official
+
+
+def test_the_dataset_s_own_files_are_better_and_have_instances(trained, raw, mmseg, monkeypatch):
+    root = raw["cityscapes"]
+    monkeypatch.setenv("MMSEG_CITYSCAPES_ROOT", str(root))
+    done = mmseg("evaluate", "--variant", "mmbconv")
+    assert done.code == 0, done.err
+    assert figures()["official"]["against"] == "the dataset's files"
+    assert 0 <= figures()["instances"]["mean_iiou"] <= 1
+    assert "iIoU" in done.out
+
+
+def test_another_iou_than_the_benchmark_s_is_an_error(trained, monkeypatch):
+    before = {folder: trees.contents(folder) for folder in (EVIDENCE, PAGE)}
+    right = room.metrics.class_iou
+    monkeypatch.setattr(summary.metrics, "class_iou", lambda matrix: right(matrix) * (1 + 1e-8))
+    with pytest.raises(MmsegError, match="the benchmark's program gives .*: a class differs by"):
+        evaluate()
+    assert {folder: trees.contents(folder) for folder in (EVIDENCE, PAGE)} == before
+
+
+def test_the_benchmark_knows_only_its_own_classes(trained):
+    store = open_store(Path("data/demo/mapillary"))
+    with pytest.raises(MmsegError, match=r"evaluate\.official"):
+        evaluate(
+            run=Path("runs/demo/pretrain_mapillary/mmbconv-s0"),
+            store=store,
+        )
+    evaluate(run=Path("runs/demo/pretrain_mapillary/mmbconv-s0"), store=store, run_official=False)
+    assert figures()["official"] is None
+    assert figures()["label_space"] == store.space.name != "cityscapes-19"
 
 
 def test_labels_keep_their_native_size_when_the_images_shrink(trained, change_params, mmseg, raw):
@@ -130,19 +270,18 @@ def test_labels_keep_their_native_size_when_the_images_shrink(trained, change_pa
     store = open_store(Path("data/demo/cityscapes"))
     assert (store.split("val").size(0), store.split("val").label_size(0)) == ((16, 32), (32, 64))
     assert mmseg("evaluate", "--variant", "mmbconv").code == 0
-    with np.load(EVIDENCE / "confusion.npz") as content:
-        counted = content["confusion"].sum(axis=(1, 2))
+    counted = evidence.load(EVIDENCE / "confusion.npz").counts["confusion"].dense().sum(axis=(1, 2))
     native = [int((store.split("val").label(position) != IGNORE).sum()) for position in range(3)]
     assert counted.tolist() == native
     assert min(native) > 16 * 32
 
 
 def refused(**changes):
-    before = {folder: trees.contents(folder) for folder in (EVIDENCE, OVERLAYS)}
+    before = {folder: trees.contents(folder) for folder in (EVIDENCE, PAGE)}
     with pytest.raises(MmsegError) as caught:
         evaluate(**changes)
     assert caught.value.exit_code == 2
-    assert {folder: trees.contents(folder) for folder in (EVIDENCE, OVERLAYS)} == before
+    assert {folder: trees.contents(folder) for folder in (EVIDENCE, PAGE)} == before
     return str(caught.value)
 
 

@@ -28,7 +28,7 @@ def tiny_params() -> dict[str, Any]:
     params["pretrain_imagenet"] |= {"steps": 2, "batch": 4, "norm_batch": 4, "crop": [32, 32]}
     params["pretrain_mapillary"] |= {"steps": 2, "batch": 2, "norm_batch": 2, "crop": [32, 32]}
     params["train"] |= {"steps": 3, "batch": 2, "norm_batch": 2, "crop": [32, 64], "learning_rate": 0.003}
-    params["evaluate"] |= {"overlays": 1}
+    params["evaluate"] |= {"examples": 1}
     params["cost"] |= {"batch": 2, "crop": [32, 64], "repeats": 2, "warmup": 1}
     params["ablate"] = {"variants": ["residual", "mbconv"], "seeds": [0]}
     params["variants"] = {"residual": {"block": "residual"}, "mbconv": {"block": "mbconv"}}

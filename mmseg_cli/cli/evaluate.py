@@ -1,0 +1,114 @@
+"""`mmseg evaluate`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mmseg_cli.cli.common import Preset, SeedOption, VariantOption, grid_point, load, percent, track, with_preset
+
+if TYPE_CHECKING:
+    from mmseg_cli.evaluation.segmenter import Protocol
+    from mmseg_cli.params import Evaluate
+
+
+def evaluate(
+    preset: Preset = "demo",
+    variant: VariantOption = None,
+    seed: SeedOption = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            help="The dataset as downloaded, for its own label files and instances (iIoU); else the environment's"
+            " MMSEG_<DATASET>_ROOT, else the labels of the store."
+        ),
+    ] = None,
+) -> None:
+    """Evaluate a trained run on val: metrics.json, the counts of every image, and a page with pictures.
+
+    mIoU by class and category, boundaries, object sizes, row bands; against the benchmark's own program.
+    """
+    paths, params = load(preset)
+    name, seed = grid_point(params, variant, seed)
+    from mmseg_cli import runtime
+    from mmseg_cli.cli import screen
+    from mmseg_cli.paths import run_name
+
+    run, section = run_name(name, seed), params.evaluate
+    settings = {"variant": name, "seed": seed, "evaluate": section.model_dump()}
+    with track(paths, params, run=f"evaluate/{run}", section=settings) as tracker:
+        from mmseg_cli.data.store import open_store
+        from mmseg_cli.evaluation.evaluate import Counting
+        from mmseg_cli.evaluation.evaluate import evaluate as run_evaluation
+
+        store = open_store(paths.store(section.dataset), parameters=params.datasets[section.dataset].content())
+        runtime.limit_threads(params.runtime.threads)
+        protocol, augmented = _protocols(section)
+        medium, large = section.object_sizes
+        with screen.Screen(f"evaluate/{run}", unit="images") as show:
+            show.begin(total=len(store.split("val")))
+            result = run_evaluation(
+                paths.run("train", run),
+                store,
+                network=params.network_of(name),
+                metrics_file=paths.evidence / run / "metrics.json",
+                confusion_file=paths.evidence / run / "confusion.npz",
+                page_folder=paths.run("evaluate", run),
+                title=f"{run} of {paths.preset}",
+                protocol=protocol,
+                augmented=augmented,
+                counting=Counting(section.boundaries, (medium, large), section.row_bands),
+                root=_root(root, section.dataset),
+                run_official=section.official,
+                examples=section.examples,
+                precision=section.precision,
+                fold=section.fold,
+                compile=params.runtime.compile,
+                channels_last=params.runtime.channels_last,
+                limit=None if section.memory_gib is None else int(section.memory_gib * 2**30),
+                device=runtime.pick_device(params.runtime.device),
+                workers=params.runtime.workers,
+                advance=show.advance,
+                warn=show.warn,
+            )
+        tracker.close(
+            summary={"mean_iou": result.mean_iou, "pixel_accuracy": result.pixel_accuracy}
+            | ({} if result.augmented is None else {"augmented_mean_iou": result.augmented})
+            | {f"iou/{key}": value for key, value in result.class_iou.items() if value == value}
+        )
+    lines = [("mIoU", percent(result.mean_iou)), ("pixel accuracy", percent(result.pixel_accuracy))]
+    if result.augmented is not None and augmented is not None:
+        lines.append(("augmented", f"{percent(result.augmented)} ({augmented.text()})"))
+    if result.mean_iiou is not None:
+        lines.append(("iIoU", percent(result.mean_iiou)))
+    if result.official is not None:
+        lines.append(("official", result.official))
+    lines += [("metrics", str(result.metrics_file)), ("page", str(result.page))]
+    screen.panel(f"evaluate/{run}", lines, next_command=with_preset(preset, "mmseg ablate"))
+
+
+def _protocols(section: Evaluate) -> tuple[Protocol, Protocol | None]:
+    """How images are predicted for the figures, and for the one with test-time augmentation."""
+    from mmseg_cli.evaluation.segmenter import Protocol
+
+    window = None if section.window is None else (section.window[0], section.window[1])
+    plain = Protocol(window=window, overlap=section.overlap, weights=section.weights)
+    if section.augmented is None:
+        return plain, None
+    scales, flip = tuple(section.augmented.scales), section.augmented.flip
+    return plain, Protocol(scales=scales, flip=flip, window=window, overlap=section.overlap, weights=section.weights)
+
+
+def _root(root: Path | None, dataset: str) -> Path | None:
+    """The dataset as it was downloaded, where somebody says where it is."""
+    if root is not None:
+        from mmseg_cli.errors import MmsegError
+
+        if not root.is_dir():
+            raise MmsegError(root, "is no folder", "give the dataset as it was extracted, or leave out --root")
+        return root
+    named = os.environ.get(f"MMSEG_{dataset.upper().replace('-', '_')}_ROOT")
+    return Path(named) if named else None
