@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -40,11 +41,10 @@ def test_committed_reports_hold_numbers_and_charts_only(preset: str) -> None:
     assert {path.suffix for path in files} <= {".md", ".csv", ".png", ".json", ".npz", ".gitignore", ""}
 
 
-BENCHMARKS = sorted(REPOSITORY.glob("reports/bench/*/data.json"))
+BENCHMARKS = sorted(path for name in ("data", "predict") for path in REPOSITORY.glob(f"reports/bench/*/{name}.json"))
 
 
-@pytest.mark.parametrize("file", BENCHMARKS, ids=lambda file: file.parent.name)
+@pytest.mark.parametrize("file", BENCHMARKS, ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_a_committed_benchmark_s_tables_follow_from_its_raw_times(file: Path) -> None:
-    from mmseg_cli.bench.data import markdown
-
-    assert file.with_suffix(".md").read_text() == markdown(json.loads(file.read_text()))
+    bench = importlib.import_module(f"mmseg_cli.bench.{file.stem}")
+    assert file.with_suffix(".md").read_text() == bench.markdown(json.loads(file.read_text()))

@@ -11,8 +11,6 @@ Shapes: H, W = height, width of a crop; C = 3 colours.
 from __future__ import annotations
 
 import io
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from mmseg_cli import runtime
+from mmseg_cli.bench.turns import cells, take_turns
 from mmseg_cli.data import ingest, loader, sampling, transforms
 from mmseg_cli.data.prepare import prepare
 from mmseg_cli.data.records import jpeg
@@ -198,55 +197,6 @@ class UsualLoader:
         return image_BCHW, label_BHW
 
 
-@dataclass(frozen=True)
-class Timing:
-    """One contender of one comparison.
-
-    Attributes:
-        rates: crops a second, one number a round.
-        ratios: how many times as fast as Pillow in the same round.
-    """
-
-    rates: list[float]
-    ratios: list[float]
-
-
-def take_turns(
-    contenders: Mapping[str, Callable[[int], object]],
-    *,
-    reference: str,
-    rounds: int,
-    calls: int,
-    crops: int,
-    advance: Callable[[], None],
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, Timing]:
-    """Time every contender in turn, `rounds` times, after one call each that does not count.
-
-    Args:
-        contenders: called with 0, 1, 2, ...; all do the same work for the same number.
-        reference: the contender that the ratios are to.
-        calls: in a round.
-        crops: that one call makes.
-        advance: called after each round.
-        clock: seconds.
-    """
-    for call in contenders.values():
-        call(0)
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(rounds):
-        for name, call in contenders.items():
-            begun = clock()
-            for index in range(number * calls, (number + 1) * calls):
-                call(index)
-            rates[name].append(calls * crops / (clock() - begun))
-        advance()
-    return {
-        name: Timing(own, [mine / other for mine, other in zip(own, rates[reference], strict=True)])
-        for name, own in rates.items()
-    }
-
-
 def _regions(count: int, items: int, *, seed: int) -> list[tuple[int, Region]]:
     """Items and crops at random places."""
     rng = np.random.default_rng(seed)
@@ -320,7 +270,7 @@ def _compare_kind(
     check_readers(readers, kind=kind, item=item, region=region)
     compare = partial(take_turns, reference="Pillow", rounds=rounds, advance=advance)
     crops = compare(
-        {name: partial(_one_crop, reader, regions) for name, reader in readers.items()}, calls=calls, crops=1
+        {name: partial(_one_crop, reader, regions) for name, reader in readers.items()}, calls=calls, units=1
     )
     ours = loader.SegmentationCrops(
         split, seed=seed, batch=BATCH, crop=CROP, zoom=ZOOM, flip=True, colour=COLOUR, blur=0.0, class_uniform=0.0
@@ -328,7 +278,7 @@ def _compare_kind(
     usual = UsualLoader(paths, labels, seed=seed)
     check_batches(ours[0], usual[0], kind=kind)
     loaders: dict[str, Callable[[int], object]] = {"mmseg loader": ours.__getitem__, "Pillow": usual.__getitem__}
-    batches = compare(loaders, calls=max(1, calls // BATCH), crops=BATCH)
+    batches = compare(loaders, calls=max(1, calls // BATCH), units=BATCH)
     files = sum(path.stat().st_size for path in paths)
     return {
         "bytes_per_file": files / images,
@@ -362,14 +312,7 @@ def run(work: Path, *, images: int, rounds: int, calls: int, seed: int, advance:
 
 
 def _rows(part: Mapping[str, Mapping[str, list[float]]]) -> list[tuple[str, str, str, str]]:
-    rows = []
-    for name, timing in part.items():
-        rates, ratios = timing["rates"], timing["ratios"]
-        low, high = min(ratios), max(ratios)
-        rows.append(
-            (name, f"{statistics.median(rates):.1f}", f"{statistics.median(ratios):.1f}", f"{low:.1f} - {high:.1f}")
-        )
-    return rows
+    return [(name, *cells(timing)) for name, timing in part.items()]
 
 
 HEADINGS = ("reader", "crops/s", "times Pillow", "range over rounds")

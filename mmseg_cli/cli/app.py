@@ -15,18 +15,10 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from mmseg_cli.cli import data, doctor, plan, train
-from mmseg_cli.cli.common import (
-    Preset,
-    SeedOption,
-    VariantOption,
-    example,
-    grid_point,
-    load,
-    percent,
-    track,
-    with_preset,
-)
+from mmseg_cli.cli import data, doctor, evaluate, export, plan, predict, train
+from mmseg_cli.cli.bench import bench_app
+from mmseg_cli.cli.common import Preset, example, load, track, with_preset
+from mmseg_cli.cli.submit import submit_app
 from mmseg_cli.errors import INTERRUPTED, MmsegError, ResourceError, ran_out
 
 if TYPE_CHECKING:
@@ -77,12 +69,6 @@ app.command(
 app.command(epilog=example("mmseg inspect data/demo/cityscapes"))(data.inspect)
 app.command(epilog=example("mmseg doctor --preset paper"))(doctor.doctor)
 app.command(epilog=example("mmseg plan paper", "mmseg plan paper --gpus 8x80GB"))(plan.plan)
-bench_app = typer.Typer(
-    no_args_is_help=True,
-    help="Measure how fast this machine is, against the usual ways.",
-    epilog=example("mmseg bench data"),
-)
-bench_app.command("data", epilog=example("mmseg bench data", "mmseg bench data --images 16 --rounds 9"))(data.bench)
 app.add_typer(bench_app, name="bench")
 app.command(epilog=example("mmseg pretrain imagenet --variant mmbconv --seed 0", "mmseg pretrain mapillary"))(
     train.pretrain
@@ -90,54 +76,21 @@ app.command(epilog=example("mmseg pretrain imagenet --variant mmbconv --seed 0",
 app.command(epilog=example("mmseg train --preset camvid-small --variant mbconv", "mmseg train --devices 8"))(
     train.train
 )
-
-
-@app.command(epilog=example("mmseg evaluate --preset camvid-small --variant mbconv --seed 1"))
-def evaluate(preset: Preset = "demo", variant: VariantOption = None, seed: SeedOption = None) -> None:
-    """Evaluate a trained run on val: metrics.json, per-image confusion matrices and overlays."""
-    paths, params = load(preset)
-    name, seed = grid_point(params, variant, seed)
-    from mmseg_cli import runtime
-    from mmseg_cli.cli import screen
-    from mmseg_cli.paths import run_name
-
-    run = run_name(name, seed)
-    settings = {"variant": name, "seed": seed, "evaluate": params.evaluate.model_dump()}
-    with track(paths, params, run=f"evaluate/{run}", section=settings) as tracker:
-        from mmseg_cli.data.store import open_store
-        from mmseg_cli.evaluation.evaluate import evaluate as run_evaluation
-
-        dataset = params.evaluate.dataset
-        store = open_store(paths.store(dataset), parameters=params.datasets[dataset].content())
-        runtime.limit_threads(params.runtime.threads)
-        with screen.Screen(f"evaluate/{run}", unit="images") as show:
-            show.begin(total=len(store.split("val")))
-            result = run_evaluation(
-                paths.run("train", run),
-                store,
-                network=params.network_of(name),
-                metrics_file=paths.evidence / run / "metrics.json",
-                confusion_file=paths.evidence / run / "confusion.npz",
-                overlays_folder=paths.run("evaluate", run),
-                overlays=params.evaluate.overlays,
-                device=runtime.pick_device(params.runtime.device),
-                workers=params.runtime.workers,
-                advance=show.advance,
-            )
-        tracker.close(
-            summary={"mean_iou": result.mean_iou, "pixel_accuracy": result.pixel_accuracy}
-            | {f"iou/{key}": value for key, value in result.class_iou.items() if value == value}
-        )
-    screen.panel(
-        f"evaluate/{run}",
-        [
-            ("mIoU", percent(result.mean_iou)),
-            ("pixel accuracy", percent(result.pixel_accuracy)),
-            ("metrics", str(result.metrics_file)),
-            ("pictures", str(result.overlays)),
-        ],
-        next_command=with_preset(preset, "mmseg ablate"),
+app.command(epilog=example("mmseg evaluate --preset camvid-small --variant mbconv --seed 1"))(evaluate.evaluate)
+app.command(
+    epilog=example(
+        "mmseg predict photos --run runs/demo/train/mmbconv-s0 --out predictions --overlay",
+        "mmseg predict film.mp4 --model net.onnx --out predictions --scales 0.5,1,2 --flip",
+        "mmseg predict --as-labels cityscapes/train_extra --root DIR --run RUN --out labelled",
     )
+)(predict.predict)
+app.add_typer(submit_app, name="submit")
+app.command(
+    epilog=example(
+        "mmseg export --run runs/demo/train/mmbconv-s0",
+        "mmseg export --run runs/demo/train/mmbconv-s0 --format onnx --format torch --out net.onnx --images photos",
+    )
+)(export.export)
 
 
 @app.command(epilog=example("mmseg cost", "mmseg cost --preset paper --height 1024 --width 2048"))

@@ -292,37 +292,3 @@ def inspect(
     from mmseg_cli.cli.inspect import inspect as run
 
     run(store, out, items, split)
-
-
-def bench(
-    images: Annotated[int, typer.Option(min=1, help="Generated pictures of each kind, 2048x1024.")] = 8,
-    rounds: Annotated[int, typer.Option(min=1, help="How often the contenders take turns.")] = 7,
-    calls: Annotated[int, typer.Option(min=1, help="Crops of each contender in a round.")] = 12,
-    seed: Annotated[int, typer.Option(min=0, help="Of the pictures and the crops.")] = 0,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of data.md and data.json; else reports/bench/MACHINE.")
-    ] = None,
-) -> None:
-    """Crops a second of the store and of the whole loader, against Pillow, torchvision and OpenCV, on one core."""
-    import re
-    import tempfile
-
-    from mmseg_cli import runtime
-    from mmseg_cli.bench import data as room
-    from mmseg_cli.cli import screen
-    from mmseg_cli.files import require_writable, write_json, write_text
-
-    machine = re.sub(r"[^a-z0-9]+", "-", f"{runtime.processor()} {os.cpu_count()} cores".lower()).strip("-")
-    folder = out or Path("reports") / "bench" / machine
-    require_writable(folder)
-    with (
-        tempfile.TemporaryDirectory(dir=folder, prefix=".work-") as work,
-        screen.Screen("bench data", unit="rounds") as show,
-    ):
-        show.begin(total=2 * len(room.KINDS) * rounds)
-        result = room.run(Path(work), images=images, rounds=rounds, calls=calls, seed=seed, advance=show.advance)
-    write_json(folder / "data.json", result)
-    write_text(folder / "data.md", room.markdown(result))
-    for title, rows in room.tables(result).items():
-        screen.table(title, room.HEADINGS, rows)
-    screen.panel("bench data", [("report", f"{folder}/data.md, data.json")], next_command=None)

@@ -91,39 +91,6 @@ def test_loaders_of_other_batches_are_not_timed(image, label, match):
             data.check_batches(batch(0, 0), batch(image, label), kind="png")
 
 
-def test_contenders_take_turns_and_are_compared_within_a_round():
-    now, called = [0.0], []
-    slow = [1.0]  # the machine's slowness, which changes between rounds
-
-    def contender(name, seconds):
-        def call(index):
-            called.append((name, index))
-            now[0] += seconds * slow[0]
-
-        return call
-
-    def advance():
-        slow[0] *= 2
-
-    timings = data.take_turns(
-        {"ours": contender("ours", 0.25), "Pillow": contender("Pillow", 1.0)},
-        reference="Pillow",
-        rounds=2,
-        calls=2,
-        crops=4,
-        advance=advance,
-        clock=lambda: now[0],
-    )
-    warm = [("ours", 0), ("Pillow", 0)]
-    first = [("ours", 0), ("ours", 1), ("Pillow", 0), ("Pillow", 1)]
-    second = [("ours", 2), ("ours", 3), ("Pillow", 2), ("Pillow", 3)]
-    assert called == warm + first + second
-    assert slow == [4]  # advanced after each round
-    assert timings["ours"].rates == [16, 8]
-    assert timings["Pillow"].rates == [4, 2]
-    assert timings["ours"].ratios == [4, 4]
-
-
 def test_the_command_writes_both_reports_and_leaves_nothing_else(tmp_path, tiny):
     out = tmp_path / "report"
     result = run_inside("bench", "data", "--images", 1, "--rounds", 1, "--calls", 4, "--out", out)

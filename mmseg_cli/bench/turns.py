@@ -1,0 +1,68 @@
+"""Contenders that take turns, round by round (A B C A B C): a machine that slows down slows all of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One contender of one comparison.
+
+    Attributes:
+        rates: units a second, one number a round.
+        ratios: how many times as fast as the reference in the same round.
+    """
+
+    rates: list[float]
+    ratios: list[float]
+
+
+def take_turns(
+    contenders: Mapping[str, Callable[[int], object]],
+    *,
+    reference: str,
+    rounds: int,
+    calls: int,
+    units: int,
+    advance: Callable[[], None],
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
+    """Time every contender in turn, `rounds` times, after one call each that does not count.
+
+    Args:
+        contenders: called with 0, 1, 2, ...; all do the same work for the same number.
+        reference: the contender that the ratios are to.
+        calls: in a round.
+        units: crops or images that one call makes.
+        advance: called after each round.
+        clock: seconds.
+    """
+    for call in contenders.values():
+        call(0)
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(rounds):
+        for name, call in contenders.items():
+            begun = clock()
+            for index in range(number * calls, (number + 1) * calls):
+                call(index)
+            rates[name].append(calls * units / (clock() - begun))
+        advance()
+    return {
+        name: Timing(own, [mine / other for mine, other in zip(own, rates[reference], strict=True)])
+        for name, own in rates.items()
+    }
+
+
+def cells(timing: Mapping[str, list[float]], *, rate: str = ".1f", ratio: str = ".1f") -> tuple[str, str, str]:
+    """A timing as text: the median rate, the median ratio, and the range of the ratios over the rounds.
+
+    Args:
+        rate, ratio: how numbers are written, as in `format`.
+    """
+    rates, ratios = timing["rates"], timing["ratios"]
+    low, high = (format(end(ratios), ratio) for end in (min, max))
+    return format(statistics.median(rates), rate), format(statistics.median(ratios), ratio), f"{low} - {high}"

@@ -1,0 +1,132 @@
+"""A trained network as a user names it: the folder of a run, or an ONNX file that `mmseg export` wrote."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mmseg_cli import memory
+from mmseg_cli.data.labels import LabelSpace
+from mmseg_cli.errors import MmsegError
+from mmseg_cli.evaluation.segmenter import PLAIN, Arrays, Protocol, Segmenter, normalisation
+
+SHARE = 0.5  # of the memory that is free: what a prediction takes where nobody sets a limit
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network that is ready to predict.
+
+    Attributes:
+        segmenter: predicts.
+        space: the classes.
+        weights_sha256: of the run's model.safetensors; an ONNX file names that of its run.
+        source: what was loaded.
+        record: record.json of the run; of an ONNX file what it keeps of it.
+    """
+
+    segmenter: Segmenter
+    space: LabelSpace
+    weights_sha256: str
+    source: Path
+    record: dict[str, Any]
+
+
+def load_model(
+    source: Path,
+    *,
+    protocol: Protocol = PLAIN,
+    device: str = "auto",
+    precision: Precision = "float32",
+    fold: bool = True,
+    compile: bool = False,
+    limit: int | None = None,
+    at_once: int = 1,
+    threads: int | None = None,
+) -> Model:
+    """Load a network. torch is imported for a run only.
+
+    Args:
+        source: the folder of a run of segmentation, or a `.onnx` file.
+        device: see `mmseg_cli.runtime.pick_device`; an ONNX file runs on the CPU.
+        limit: bytes of working memory; half of what is free where None.
+        threads: of the CPU; None is one per core.
+        precision, fold, compile, at_once: see `mmseg_cli.evaluation.on_torch.segmenter`.
+
+    Raises:
+        MmsegError: there is no such network, or it is damaged or of another task.
+    """
+    if source.suffix == ".onnx":
+        return _of_onnx(source, protocol=protocol, limit=limit, at_once=at_once, threads=threads)
+    if source.is_file():
+        raise MmsegError(source, "is neither the folder of a run nor a .onnx file", "give one of the two")
+    return _of_run(
+        source,
+        protocol=protocol,
+        device=device,
+        precision=precision,
+        fold=fold,
+        compile=compile,
+        limit=limit,
+        at_once=at_once,
+        threads=threads,
+    )
+
+
+def _of_onnx(source: Path, *, protocol: Protocol, limit: int | None, at_once: int, threads: int | None) -> Model:
+    from mmseg_cli.prediction.onnx import open_onnx
+
+    forward, about = open_onnx(source, threads=threads)
+    space = LabelSpace.from_json(about["label_space"])
+    mean, std = normalisation(about["mean"], about["std"])
+    segmenter = Segmenter(
+        forward=forward,
+        arrays=Arrays(),
+        classes=len(space.classes),
+        mean=mean,
+        std=std,
+        protocol=protocol,
+        bytes_per_pixel=about["bytes_per_pixel"],
+        limit=limit or int(SHARE * memory.look().available),
+        at_once=at_once,
+    )
+    return Model(segmenter, space, about["weights_sha256"], source, about["run"])
+
+
+def _of_run(
+    source: Path,
+    *,
+    protocol: Protocol,
+    device: str,
+    precision: Precision,
+    fold: bool,
+    compile: bool,
+    limit: int | None,
+    at_once: int,
+    threads: int | None,
+) -> Model:
+    from mmseg_cli import runtime
+    from mmseg_cli.evaluation import on_torch
+    from mmseg_cli.models import weights
+
+    network, record = weights.load_network(source)
+    if record["task"] != "segmentation":
+        raise MmsegError(source, "is not a segmentation network", "give a run of the train stage")
+    runtime.limit_threads(threads)
+    where = runtime.pick_device(device)
+    space = LabelSpace.from_json(record["label_space"])
+    segmenter = on_torch.segmenter(
+        network,
+        classes=len(space.classes),
+        protocol=protocol,
+        device=where,
+        precision=precision,
+        fold=fold,
+        compile=compile,
+        limit=limit or int(SHARE * on_torch.free_memory(where)),
+        at_once=at_once,
+    )
+    return Model(segmenter, space, record["weights_sha256"], source, record)

@@ -1,0 +1,119 @@
+"""The Python door: `from mmseg_cli import load`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mmseg_cli
+from mmseg_cli import load
+from mmseg_cli.errors import MmsegError
+from mmseg_cli.evaluation import inference
+from mmseg_cli.models import weights
+
+RUN = Path("runs/demo/train/mmbconv-s0")
+
+
+def picture(height=30, width=50):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_three_lines_predict_an_image(trained):
+    image_HWC = picture()
+    prediction = load(RUN).predict(image_HWC, probabilities=True)
+    network, record = weights.load_network(RUN)
+    batch = (torch.from_numpy(image_HWC).permute(2, 0, 1)[None], torch.zeros(1, 30, 50, dtype=torch.uint8))
+    ((_, expected_HW, _),) = inference.segment(network, [batch], device=torch.device("cpu"))
+    assert (prediction.classes_HW == expected_HW).mean() > 0.999  # batch norms are folded
+    np.testing.assert_array_equal(prediction.probabilities_KHW.argmax(0), prediction.classes_HW)
+    np.testing.assert_array_equal(prediction.probabilities_KHW.max(0), prediction.confidence_HW)
+    ids = np.array(record["label_space"]["ids"])
+    np.testing.assert_array_equal(prediction.ids_HW, ids[prediction.classes_HW])
+    assert load(RUN).classes == tuple(record["label_space"]["classes"])
+    assert prediction.overlay().size == (50, 30)
+
+
+def test_a_file_a_picture_and_an_array_are_the_same_image(trained, tmp_path):
+    image_HWC = picture()
+    path = tmp_path / "a.png"
+    Image.fromarray(image_HWC).save(path)
+    network = load(RUN)
+    expected = network.predict(image_HWC).classes_HW
+    for same in (path, str(path), Image.fromarray(image_HWC)):
+        np.testing.assert_array_equal(network.predict(same).classes_HW, expected)
+    grey = network.predict(image_HWC[..., 0]).image_HWC
+    np.testing.assert_array_equal(grey, np.repeat(image_HWC[..., :1], 3, axis=2))
+    assert network.predict(image_HWC).probabilities_KHW is None
+
+
+def test_the_protocol_is_what_was_asked_for(trained):
+    image_HWC = picture()
+    plain = load(RUN).predict(image_HWC).confidence_HW
+    augmented = load(RUN, scales=[0.5, 1], flip=True, window=(16, 16)).predict(image_HWC).confidence_HW
+    assert np.abs(plain - augmented).max() > 0
+    with pytest.raises(MmsegError, match="scales"):
+        load(RUN, scales=[])
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros((2, 4, 4, 3), np.uint8),
+        Path("missing.png"),
+    ],
+    ids=["floats", "four-channels", "empty", "a-batch", "missing"],
+)
+def test_what_is_no_image_is_one_line(trained, odd):
+    with pytest.raises(MmsegError) as caught:
+        load(RUN).predict(odd)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_network_is_one_line(trained):
+    for where, words in (
+        ("nowhere", "missing"),
+        ("params.yaml", "neither the folder of a run nor a .onnx file"),
+        ("runs/demo/pretrain_imagenet/mmbconv-s0", "is not a segmentation network"),
+    ):
+        with pytest.raises(MmsegError, match=words):
+            load(where)
+
+
+def test_the_door_itself_loads_nothing():
+    """Importing the package, and asking for the door, imports no torch."""
+    code = "import sys, mmseg_cli; assert 'numpy' not in sys.modules; mmseg_cli.load; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="nothing"):
+        mmseg_cli.nothing  # noqa: B018
+    assert mmseg_cli.__all__ == ["load"]
+    assert (Path(mmseg_cli.__file__).parent / "py.typed").is_file()
+
+
+def test_a_user_s_script_is_typed(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from mmseg_cli import load\n"
+        'network = load("runs/x")\n'
+        'prediction = network.predict("a.png")\n'
+        "reveal_type(prediction.classes_HW)\n"
+        "network.predict(3)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", script],  # with the cache that `make lint` has filled
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(mmseg_cli.__file__).parents[1],
+    )
+    assert "ndarray[tuple[Any, ...], dtype[unsignedinteger[_8Bit]]]" in done.stdout
+    assert done.stdout.count("error:") == 1
+    assert 'Argument 1 to "predict"' in done.stdout
