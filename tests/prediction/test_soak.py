@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from mmseg_cli.prediction.inputs import Input, Inputs, _read_file
-from mmseg_cli.prediction.model import load_model
 from mmseg_cli.prediction.outputs import open_outputs
 from mmseg_cli.prediction.predict import predict, sources
 from tests.prediction import made
@@ -85,9 +84,10 @@ def in_a_process_of_its_own(folder: Path, run: Path | None) -> None:
     code = (
         "import json, os, sys; from pathlib import Path\n"
         "os.fsync = lambda descriptor: None\n"  # waiting for the disk shows nothing
+        "from mmseg_cli.prediction.model import load_model\n"
         "from tests.prediction import made, test_soak\n"
         "folder, *run = map(Path, sys.argv[1:])\n"
-        "model = test_soak.load_model(run[0], device='cpu', threads=1) if run else made.model()\n"
+        "model = load_model(run[0], device='cpu', threads=1) if run else made.model()\n"
         "print(json.dumps(test_soak.soak(model, folder)))\n"
     )
     folder.mkdir()
