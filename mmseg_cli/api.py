@@ -25,7 +25,7 @@ from mmseg_cli.errors import MmsegError
 from mmseg_cli.evaluation.segmenter import Protocol
 from mmseg_cli.prediction.model import Model, load_model
 from mmseg_cli.prediction.outputs import overlay
-from mmseg_cli.prediction.pictures import read_content, read_picture
+from mmseg_cli.prediction.pictures import as_rgb, read_content, read_picture
 
 Picture = str | PathLike[str] | Image.Image | NDArray[np.uint8]
 
@@ -39,6 +39,8 @@ class Prediction:
         classes_HW: 0 to K - 1, in the order of `Network.classes`.
         confidence_HW: the probability of that class, in [0, 1].
         probabilities_KHW: of every class; None unless they were asked for.
+        window: (height, width) of the windows that the memory asked for, which change the result a little; None where
+            it sufficed.
         space: the classes, their colours and the dataset's own ids.
     """
 
@@ -46,6 +48,7 @@ class Prediction:
     classes_HW: NDArray[np.uint8]
     confidence_HW: NDArray[np.float32]
     probabilities_KHW: NDArray[np.float32] | None
+    window: tuple[int, int] | None
     space: LabelSpace
 
     @property
@@ -78,7 +81,8 @@ class Network:
         """Predict one image at its own size.
 
         Args:
-            image: a file of any usual kind, a Pillow image, or an array: image_HWC of RGB or image_HW of grey, uint8.
+            image: a file of any usual kind, or a Pillow image, both turned as EXIF says; or an array, image_HWC of RGB
+                or image_HW of grey, uint8.
             probabilities: give those of all classes too, which takes 4 K bytes a pixel.
 
         Raises:
@@ -88,7 +92,9 @@ class Network:
         image_HWC = _as_rgb(image)
         found = self._model.segmenter.predict(image_HWC, confidence=True, probabilities=probabilities)
         assert found.confidence_HW is not None
-        return Prediction(image_HWC, found.classes_HW, found.confidence_HW, found.probabilities_KHW, self.space)
+        return Prediction(
+            image_HWC, found.classes_HW, found.confidence_HW, found.probabilities_KHW, found.window, self.space
+        )
 
 
 def load(
@@ -129,7 +135,7 @@ def load(
 def _as_rgb(image: Picture) -> NDArray[np.uint8]:
     """image_HWC of what the user has."""
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return as_rgb(image, "image")
     if isinstance(image, np.ndarray):
         image_HWC = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
         if image_HWC.dtype != np.uint8 or image_HWC.ndim != 3 or image_HWC.shape[2] != 3 or not image_HWC.size:

@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -57,6 +58,17 @@ def require_writable(folder: Path) -> None:
         raise refusal(folder, error) from error
 
 
+_asking = threading.Lock()
+
+
+def _umask() -> int:
+    """The process's file mode mask, which can only be read by setting it: one thread at a time."""
+    with _asking:
+        mask = os.umask(0o077)  # what another thread makes meanwhile is private rather than open to all
+        os.umask(mask)
+    return mask
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[IO[bytes]]:
     """Open a binary file that takes `path`'s place only when the block ends well.
@@ -73,9 +85,7 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
         fsync_folder(path.parent)
     except OSError as error:

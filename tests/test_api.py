@@ -52,6 +52,41 @@ def test_a_file_a_picture_and_an_array_are_the_same_image(trained, tmp_path):
     assert network.predict(image_HWC).probabilities_KHW is None
 
 
+def test_a_picture_that_pillow_opened_is_what_its_file_is(trained, tmp_path):
+    """Turned by EXIF, and 16 bits are not clipped."""
+    network = load(RUN)
+    turned = Image.fromarray(picture())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.png", exif=exif)
+    deep = np.linspace(0, 65535, 600).reshape(20, 30).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    for name in ("turned.png", "deep.png"):
+        from_file = network.predict(tmp_path / name)
+        with Image.open(tmp_path / name) as opened:
+            np.testing.assert_array_equal(network.predict(opened).image_HWC, from_file.image_HWC)
+    assert network.predict(tmp_path / "turned.png").classes_HW.shape == (50, 30)
+    with pytest.raises(MmsegError, match="floating point"):
+        network.predict(Image.new("F", (4, 4)))
+
+
+def test_windows_that_the_memory_asks_for_are_told(trained):
+    large = picture(400, 600)
+    assert load(RUN).predict(large).window is None
+    window = load(RUN, memory_gib=0.03).predict(large).window
+    assert window is not None
+    assert max(window) < 600
+    for nothing in (0, -1):
+        with pytest.raises(MmsegError, match="memory"):
+            load(RUN, memory_gib=nothing)
+
+
+def test_an_onnx_file_takes_no_gpu(tmp_path):
+    for odd in ({"device": "cuda"}, {"precision": "bfloat16"}):
+        with pytest.raises(MmsegError, match="runs on the CPU in float32"):
+            load(tmp_path / "net.onnx", **odd)
+
+
 def test_the_protocol_is_what_was_asked_for(trained):
     image_HWC = picture()
     plain = load(RUN).predict(image_HWC).confidence_HW

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mmseg_cli.cli.common import Preset, SeedOption, VariantOption, grid_point, load, percent, track, with_preset
+from mmseg_cli.errors import Interrupted, MmsegError
 
 if TYPE_CHECKING:
     from mmseg_cli.evaluation.segmenter import Protocol
@@ -46,9 +50,11 @@ def evaluate(
 
         store = open_store(paths.store(section.dataset), parameters=params.datasets[section.dataset].content())
         runtime.limit_threads(params.runtime.threads)
+        if params.runtime.deterministic:
+            runtime.be_deterministic()
         protocol, augmented = _protocols(section)
         medium, large = section.object_sizes
-        with screen.Screen(f"evaluate/{run}", unit="images") as show:
+        with screen.Screen(f"evaluate/{run}", unit="images") as show, _stopped(paths.evidence / run):
             show.begin(total=len(store.split("val")))
             result = run_evaluation(
                 paths.run("train", run),
@@ -61,7 +67,7 @@ def evaluate(
                 protocol=protocol,
                 augmented=augmented,
                 counting=Counting(section.boundaries, (medium, large), section.row_bands),
-                root=_root(root, section.dataset),
+                root=_root(root, section.dataset, official=section.official),
                 run_official=section.official,
                 examples=section.examples,
                 precision=section.precision,
@@ -72,6 +78,7 @@ def evaluate(
                 device=runtime.pick_device(params.runtime.device),
                 workers=params.runtime.workers,
                 advance=show.advance,
+                note=show.note,
                 warn=show.warn,
             )
         tracker.close(
@@ -90,6 +97,15 @@ def evaluate(
     screen.panel(f"evaluate/{run}", lines, next_command=with_preset(preset, "mmseg ablate"))
 
 
+@contextmanager
+def _stopped(evidence: Path) -> Iterator[None]:
+    """One line for Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(evidence, signal.SIGINT, "stopped by Ctrl-C, what was there before stays") from None
+
+
 def _protocols(section: Evaluate) -> tuple[Protocol, Protocol | None]:
     """How images are predicted for the figures, and for the one with test-time augmentation."""
     from mmseg_cli.evaluation.segmenter import Protocol
@@ -102,13 +118,13 @@ def _protocols(section: Evaluate) -> tuple[Protocol, Protocol | None]:
     return plain, Protocol(scales=scales, flip=flip, window=window, overlap=section.overlap, weights=section.weights)
 
 
-def _root(root: Path | None, dataset: str) -> Path | None:
+def _root(root: Path | None, dataset: str, *, official: bool) -> Path | None:
     """The dataset as it was downloaded, where somebody says where it is."""
-    if root is not None:
-        from mmseg_cli.errors import MmsegError
-
-        if not root.is_dir():
-            raise MmsegError(root, "is no folder", "give the dataset as it was extracted, or leave out --root")
-        return root
-    named = os.environ.get(f"MMSEG_{dataset.upper().replace('-', '_')}_ROOT")
-    return Path(named) if named else None
+    if root is None:
+        named = os.environ.get(f"MMSEG_{dataset.upper().replace('-', '_')}_ROOT")
+        return Path(named) if named else None
+    if not official:
+        raise MmsegError("--root", "is for the benchmark's program, which does not run", "set evaluate.official: true")
+    if not (root / "gtFine" / "val").is_dir():
+        raise MmsegError(root, "has no gtFine/val", "give the dataset with gtFine extracted, or leave out --root")
+    return root

@@ -61,7 +61,7 @@ def export(
     lines: list[tuple[str, str]] = []
     for form, path in files.items():
         parity = found[form]
-        labels = f"{100 * parity.agreement:.4f} % equal labels"
+        labels = f"{100 * parity.agreement:.4f} % equal labels ({100 * parity.worst:.3f} % of the worst image)"
         size = f"{path.stat().st_size / 2**20:.1f} MiB"
         lines.append((form, f"{path} ({size}): {labels}, logits differ by at most {parity.difference:.2g}"))
     lines += [("checked on", f"{checked_on.source}, against torch"), ("model card", str(card))]

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import typer
+
 from mmseg_cli.cli.common import percent
 from mmseg_cli.errors import Interrupted, MmsegError
 
@@ -28,7 +30,7 @@ def teach(
     device: str,
     precision: Literal["float32", "bfloat16"],
     limit: int | None,
-    at_once: int,
+    at_once: int | None,
     threads: int | None,
     without: Mapping[str, object],
 ) -> None:
@@ -82,4 +84,5 @@ def teach(
         ("labels", f"{made.images} images in {made.folder}, and labels.json"),
         ("kept", f"{percent(made.kept)} of the pixels, those of a probability of {least:g} or more"),
     ]
-    screen.panel(f"labels of {target}", lines, next_command=made.prepare)
+    screen.panel(f"labels of {target}", lines, next_command=None)
+    typer.echo(f"next: {made.prepare}")  # on one line, to be copied

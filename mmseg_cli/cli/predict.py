@@ -160,8 +160,13 @@ def predict(
         ),
     ] = None,
     batch: Annotated[
-        int, typer.Option(min=1, help="Windows that are predicted together.", rich_help_panel=MACHINE)
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Windows that are predicted together; 1 on a CPU and 8 on a GPU if left out.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Of the CPU; one a core if left out.", rich_help_panel=MACHINE)
     ] = None,

@@ -61,7 +61,6 @@ def cityscapes(
     """
     from mmseg_cli.cli import screen
     from mmseg_cli.cli.parts import Parts
-    from mmseg_cli.data.sources.cityscapes import OFFICIAL_SIZE
     from mmseg_cli.evaluation import official
     from mmseg_cli.prediction import submission
     from mmseg_cli.prediction.model import load_model
@@ -80,9 +79,6 @@ def cityscapes(
     limit = None if memory is None else int(memory * 2**30)
     model = load_model(run, protocol=wanted, device=device, fold=False, limit=limit)
     official.require_space(model.space, where=run)
-    if not incomplete and (plan := model.segmenter.plan(OFFICIAL_SIZE, OFFICIAL_SIZE)).forced and plan.window:
-        tall, wide = plan.window
-        screen.warn(f"the memory asks for windows of {tall}x{wide}; with a larger --memory images are predicted whole")
     about = submission.about_val(model, data=data)
     if about is not None:
         screen.warn(about)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -104,6 +104,7 @@ def evaluate(
     device: torch.device,
     workers: int,
     advance: Callable[[], None],
+    note: Callable[[str], None],
     warn: Callable[[str], None],
 ) -> Evaluation:
     """Evaluate a run's last weights on the store's val split, labels at native size.
@@ -116,11 +117,12 @@ def evaluate(
         title: of the page.
         protocol: of all figures but `augmented`'s, which are of another prediction, with test-time augmentation.
         root: the dataset as it was downloaded, whose own label files are better than the store's, and which may have
-            instances; None where it is not at hand.
+            instances; None where it is not at hand. See `official.labels_of`.
         run_official: hold our IoU against that of the benchmark's own program on the PNGs that were written.
         examples: of each of the best, median and worst images, on the page.
         precision, fold, compile, channels_last, limit: see `mmseg_cli.evaluation.on_torch.segmenter`.
         advance: called after each image.
+        note: called with a line on what goes on.
         warn: called with a line that a reader must know.
 
     Raises:
@@ -153,10 +155,18 @@ def evaluate(
         for kind, wanted in (("plain", protocol), ("augmented", augmented))
         if wanted is not None
     }
+    labels = None
+    if run_official and root is not None:
+        labels = official.labels_of(root, names)
+        if labels is None:
+            what = f"{root}: not all label files of val are in gtFine/val, extracted"
+            warn(f"{what}: the labels of the store are taken, and there is no iIoU")
     windows = _windows(segmenters, split, warn=warn)
     seen = len(set(store.names("train")) & set(names))
     if seen:
         warn(f"{seen} of {len(names)} val images are in train as well: these figures say nothing about new images")
+    for left in page_folder.parent.glob(f".{page_folder.name}.*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     with new_folder(page_folder) as folder:
         counts = _count(
             segmenters, split, space, counting, pictures=folder / PREDICTIONS, workers=workers, advance=advance
@@ -171,10 +181,17 @@ def evaluate(
             }
         figures["official"] = figures["instances"] = None
         if run_official:
-            found, truth = _by_the_benchmark(split, space, pictures=folder / PREDICTIONS, root=root)
-            figures["official"] = _compared(found, figures["class_iou"], truth=truth)
+            note(f"{official.PROGRAM} compares {len(split)} images")
+            found, truth = _by_the_benchmark(split, space, pictures=folder / PREDICTIONS, labels=labels)
+            figures["official"] = _compared(found, figures, truth=truth)
             figures["instances"] = _instances(found)
-        figures["protocol"] = {**asdict(protocol), "window": windows["plain"], "precision": precision}
+        figures["protocol"] = {
+            **asdict(protocol),
+            "window": windows["plain"],
+            "precision": precision,
+            "fold": fold,
+            "device": device.type,
+        }
         page.write_page(
             folder,
             run_page.content(
@@ -224,15 +241,15 @@ def evaluate(
 def _windows(
     segmenters: Mapping[str, Segmenter], split: Split, *, warn: Callable[[str], None]
 ) -> dict[str, tuple[int, int] | None]:
-    """The windows that each protocol takes, or that the limit asks for on the largest image."""
+    """The windows that each protocol takes, or the smallest that the limit asks for."""
     sizes = {(split.size(item), split.label_size(item)) for item in range(len(split))}
     windows = {}
     for kind, segmenter in segmenters.items():
         plans = [segmenter.plan(*both) for both in sizes]
         forced = [plan.window for plan in plans if plan.forced and plan.window is not None]
-        windows[kind] = max(forced) if forced else segmenter.protocol.window
+        windows[kind] = segmenter.protocol.window
         if forced:
-            tall, wide = max(forced)
+            tall, wide = windows[kind] = min(forced, key=math.prod)
             warn(f"the limit of memory asks for windows of {tall}x{wide}: not what whole images would give ({kind})")
     return windows
 
@@ -251,7 +268,7 @@ def _count(
     the network."""
     collector = Collector()
     names = split.names()
-    at_once = os.cpu_count() or 1
+    at_once = torch.get_num_threads()
 
     def finish(name: str, label_HW: Label_HW, predicted: dict[str, Label_HW]) -> dict[str, NDArray[np.int64]]:
         official.write_png(_picture(pictures, name), _shown_ids(space)[predicted["plain"]])
@@ -261,16 +278,20 @@ def _count(
         return counts
 
     waiting: deque[Future[dict[str, NDArray[np.int64]]]] = deque()
-    with ThreadPoolExecutor(at_once) as pool:
+    pool = ThreadPoolExecutor(at_once)
+    try:
         for name, (image_HWC, label_HW) in zip(names, _images(split, workers=workers), strict=True):
             size = (label_HW.shape[0], label_HW.shape[1])
             predicted = {kind: each.predict(image_HWC, size=size).classes_HW for kind, each in segmenters.items()}
             waiting.append(pool.submit(finish, name, label_HW, predicted))
             while len(waiting) > 2 * at_once:
                 collector.add(waiting.popleft().result())
+                advance()
+        while waiting:
+            collector.add(waiting.popleft().result())
             advance()
-        for future in waiting:
-            collector.add(future.result())
+    finally:
+        pool.shutdown(cancel_futures=True)
     return collector.counts()
 
 
@@ -303,24 +324,25 @@ def _shown_ids(space: LabelSpace) -> NDArray[np.uint8]:
 
 
 def _by_the_benchmark(
-    split: Split, space: LabelSpace, *, pictures: Path, root: Path | None
+    split: Split, space: LabelSpace, *, pictures: Path, labels: list[Path] | None
 ) -> tuple[official.Official, str]:
     """What the benchmark's program finds in the PNGs that were written, and what it held them against."""
     names = split.names()
     predictions = [_picture(pictures, name) for name in names]
-    files = None if root is None else official.labels_of(root, names)
-    if files is not None:
-        return official.evaluate_pngs(
-            predictions, files, instances=official.have_instances(files)
-        ), "the dataset's files"
+    if labels is not None:
+        instances = official.have_instances(labels)
+        return official.evaluate_pngs(predictions, labels, instances=instances), "the dataset's files"
     with TemporaryDirectory(dir=pictures.parent, prefix=".truth-") as folder:
         files = official.write_labels(split, space, Path(folder))
         return official.evaluate_pngs(predictions, files, instances=False), "the labels of the store"
 
 
-def _compared(found: official.Official, class_iou: dict[str, float | None], *, truth: str) -> dict[str, Any]:
+def _compared(found: official.Official, figures: Mapping[str, Any], *, truth: str) -> dict[str, Any]:
     """Raises MmsegError where the benchmark's program found another IoU than we did."""
-    difference = official.differences(found, class_iou)
+    difference = max(
+        official.differences(found.class_iou, figures["class_iou"]),
+        official.differences(found.category_iou, figures["category_iou"]),
+    )
     if not difference <= TOLERANCE:
         what = f"the benchmark's program gives {found.mean_iou:.10f} against {truth}: a class differs by {difference:g}"
         raise MmsegError("mean_iou", what, "prepare the dataset again; if it stays, trust neither, and report it")

@@ -160,18 +160,14 @@ def _official(result: Mapping[str, Any], labels: Sequence[Any], *, instances: bo
     )
 
 
-def differences(official: Official, class_iou: Mapping[str, float | None]) -> float:
-    """The largest absolute difference between the program's IoU and ours of any class; infinite where one of the two
-    has a class that the other does not.
-
-    Args:
-        class_iou: ours; NaN or None for a class in neither truth nor prediction.
-    """
-    if class_iou.keys() != official.class_iou.keys():
+def differences(theirs_by_name: Mapping[str, float], ours_by_name: Mapping[str, float | None]) -> float:
+    """The largest absolute difference between the program's IoU and ours of any class or category; infinite where one
+    of the two has one that the other does not. NaN or None is one in neither truth nor prediction."""
+    if ours_by_name.keys() != theirs_by_name.keys():
         return math.inf
     largest = 0.0
-    for name, theirs in official.class_iou.items():
-        value = class_iou[name]
+    for name, theirs in theirs_by_name.items():
+        value = ours_by_name[name]
         ours = math.nan if value is None else value
         if math.isnan(theirs) != math.isnan(ours):
             return math.inf

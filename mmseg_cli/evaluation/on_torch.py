@@ -18,6 +18,7 @@ from mmseg_cli.evaluation.segmenter import PLAIN, Arrays, Protocol, Segmenter
 from mmseg_cli.models import cost
 from mmseg_cli.models.fold import fold_norms
 
+AT_ONCE = 8  # windows on a GPU, memory permitting
 PROBE = 256  # pixels of the side of the image by which a network's working memory is counted
 
 
@@ -57,10 +58,14 @@ class TorchArrays(Arrays):
         """Along one axis, in float32."""
         return x.softmax(axis)
 
-    def best(self, scores_KHW: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    def best(self, scores_KHW: Tensor) -> tuple[NDArray[np.uint8], Tensor]:
         """The class of the largest score of every pixel, and that score."""
         best_HW, classes_HW = scores_KHW.max(0)
-        return classes_HW.to(torch.uint8).cpu().numpy(), best_HW.cpu().numpy()
+        return classes_HW.to(torch.uint8).cpu().numpy(), best_HW
+
+    def finite(self, x: Tensor) -> bool:
+        """Whether no value is NaN or infinite."""
+        return bool(x.isfinite().all())
 
 
 def segmenter(
@@ -74,7 +79,7 @@ def segmenter(
     fold: bool = False,
     compile: bool = False,
     limit: int | None = None,
-    at_once: int = 1,
+    at_once: int | None = None,
 ) -> Segmenter:
     """A segmenter of `network`, which is moved to `device` unless it is folded, and put into evaluation mode.
 
@@ -83,13 +88,17 @@ def segmenter(
         precision: `bfloat16` by autocast; probabilities and what is summed stay float32.
         fold: fold batch norms into the convolutions before them, in a copy: faster, and equal but for rounding.
         compile: torch.compile; pays after some images of one size.
-        limit, at_once: see `Segmenter`.
+        limit: see `Segmenter`.
+        at_once: windows that go through the network together; None is one on a CPU, which gains nothing from more, and
+            AT_ONCE elsewhere.
     """
     network = (fold_norms(network) if fold else network).to(device).eval()
     network.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     counted = 0 if limit is None else cost.inference_bytes(network, (1, 3, PROBE, PROBE))
     run: Any = torch.compile(network) if compile else network
     mixed = precision == "bfloat16"
+    if device.type == "cuda" and not mixed:
+        torch.backends.cudnn.allow_tf32 = False  # on by default, with 10 bits where float32 has 23
 
     @torch.inference_mode()
     def forward(x_BCHW: Tensor) -> Tensor:
@@ -106,7 +115,7 @@ def segmenter(
         protocol=protocol,
         bytes_per_pixel=counted / PROBE**2,
         limit=limit,
-        at_once=at_once,
+        at_once=at_once or (1 if device.type == "cpu" else AT_ONCE),
     )
 
 

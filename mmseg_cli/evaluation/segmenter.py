@@ -28,7 +28,9 @@ from mmseg_cli.evaluation.windows import Taps, Weights, Window, taps, windows
 
 Array = Any  # of numpy or of torch
 Forward = Callable[[Array], Array]  # normalised x_BCHW float32 to logits_BKHW of the same size
-COUNTED = 0.6  # of a limit: the rest is what convolutions take while they run, and what allocators hold back
+# The share of a limit that what is counted may take. The rest is what convolutions take while they run and what
+# allocators hold back, which is more for arrays of many sizes than for the one large pass of a whole image.
+COUNTED, COUNTED_WHOLE = 0.6, 0.85
 SMALLEST = 32  # pixels of a window's side below which nothing is left to save
 
 
@@ -90,11 +92,13 @@ class Predicted:
         classes_HW: train ids.
         confidence_HW: the probability of that class, in [0, 1]; where it was asked for.
         probabilities_KHW: of every class, in [0, 1]; where they were asked for.
+        window: (height, width) of windows that the protocol has not, but that the limit asked for; else None.
     """
 
     classes_HW: NDArray[np.uint8]
     confidence_HW: NDArray[np.float32] | None = None
     probabilities_KHW: NDArray[np.float32] | None = None
+    window: tuple[int, int] | None = None
 
 
 class Arrays:
@@ -129,9 +133,13 @@ class Arrays:
         raised = np.exp(x - x.max(axis, keepdims=True))
         return raised / raised.sum(axis, keepdims=True)
 
-    def best(self, scores_KHW: Array) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    def best(self, scores_KHW: Array) -> tuple[NDArray[np.uint8], Array]:
         """The class of the largest score of every pixel, the first of equal ones, and that score."""
         return scores_KHW.argmax(0).astype(np.uint8), scores_KHW.max(0)
+
+    def finite(self, x: Array) -> bool:
+        """Whether no value is NaN or infinite."""
+        return bool(np.isfinite(x).all())
 
 
 @dataclass(frozen=True)
@@ -195,28 +203,36 @@ class Segmenter:
 
         Raises:
             ResourceError: the limit is too small for any window, or for the protocol's.
+            MmsegError: the network gives NaN.
         """
-        size = size or (image_HWC.shape[0], image_HWC.shape[1])
-        plan = self.plan((image_HWC.shape[0], image_HWC.shape[1]), size)
+        image_size = (image_HWC.shape[0], image_HWC.shape[1])
+        size = size or image_size
+        softmax = confidence or probabilities
+        plan = self.plan(image_size, size, softmax=softmax)
         classes_HW = np.empty(size, dtype=np.uint8)
         confidence_HW = np.empty(size, dtype=np.float32) if confidence else None
         probabilities_KHW = np.empty((self.classes, *size), dtype=np.float32) if probabilities else None
         plain = not self.protocol.averages and plan.window is None
         bands = self._plain(image_HWC, size) if plain else self._averaged(image_HWC, size, plan)
         for rows, scores_KHW in bands:
-            if plain and (confidence or probabilities):
+            if plain and softmax:
                 scores_KHW = self.arrays.softmax(scores_KHW, axis=0)
             classes_HW[rows], best_HW = self.arrays.best(scores_KHW)
+            if not self.arrays.finite(best_HW):
+                raise MmsegError("the network", "gives values that are not finite", "use another run, or float32")
             if confidence_HW is not None:
-                confidence_HW[rows] = best_HW
+                confidence_HW[rows] = self.arrays.get(best_HW)
             if probabilities_KHW is not None:
                 probabilities_KHW[:, rows] = self.arrays.get(scores_KHW)
-        return Predicted(classes_HW, confidence_HW, probabilities_KHW)
+        return Predicted(classes_HW, confidence_HW, probabilities_KHW, plan.window if plan.forced else None)
 
     # ------------------------------------------------------------------------------------------------------ memory
 
-    def plan(self, image: tuple[int, int], size: tuple[int, int]) -> Plan:
+    def plan(self, image: tuple[int, int], size: tuple[int, int], *, softmax: bool = False) -> Plan:
         """How an image of a size is predicted at another: both are (height, width).
+
+        Args:
+            softmax: whether probabilities are asked for.
 
         Raises:
             ResourceError: the limit is too small for any window, or for the protocol's.
@@ -225,14 +241,17 @@ class Segmenter:
         if self.limit is None:
             return Plan(wanted, size[0], self.at_once, forced=False)
         largest = _scaled(image, max(scales))
-        window = asked = largest if wanted is None else (min(wanted[0], largest[0]), min(wanted[1], largest[1]))
+        window = largest if wanted is None else (min(wanted[0], largest[0]), min(wanted[1], largest[1]))
+        if not self.protocol.averages:
+            if self._of_whole(largest, size, softmax=softmax) <= COUNTED_WHOLE * self.limit:
+                return Plan(None, size[0], 1, forced=False)
+            window = _halved(window)
         grown = max(1.0, math.prod(size) / math.prod(_scaled(image, min(scales))))
         a_row = (4 * self.classes + 24) * size[1]  # the sum, and what is found out of it
         budget = COUNTED * self.limit
         rows = max(1, min(size[0], int(budget / 2 / a_row)))
         while wanted is None and self._of_window(window, grown) > budget - rows * a_row and max(window) > SMALLEST:
-            height, width = window
-            window = (-(-height // 2), width) if height >= width else (height, -(-width // 2))
+            window = _halved(window)
         of_window = self._of_window(window, grown)
         if of_window > budget - rows * a_row:
             what = f"{self.limit / 2**20:.1f} MiB do not suffice for a window of {window[0]}x{window[1]}"
@@ -241,8 +260,15 @@ class Segmenter:
             raise ResourceError("memory", what, todo)
         rows = min(size[0], int((budget - of_window) / a_row))
         at_once = max(1, min(self.at_once, int((budget - rows * a_row) / of_window)))
-        forced = window != asked
+        forced = wanted is None and window != largest
         return Plan(window if forced else wanted, rows, at_once, forced)
+
+    def _of_whole(self, image: tuple[int, int], size: tuple[int, int], *, softmax: bool) -> float:
+        """Bytes that one view of the whole image takes: its pixels and what the network makes of them; probabilities;
+        two arrays of what it becomes at another size; and what is found out of it."""
+        of_image = (3 * 4 * 3 + self.bytes_per_pixel) * math.prod(image)
+        copies = (1 if softmax else 0) + (2 if size != image else 0)
+        return of_image + (copies * 4 * self.classes + 24) * math.prod(size)
 
     def _of_window(self, window: tuple[int, int], grown: float) -> float:
         """Bytes that a window takes: its pixels, what the network makes of them, three arrays of probabilities, and
@@ -254,26 +280,29 @@ class Segmenter:
 
     def _input(self, image_HWC: Array, size: tuple[int, int], top: int, left: int, tall: int, wide: int) -> Array:
         """x_hwC: a window of the image at another size, normalised."""
-        across, down = taps(image_HWC.shape[1], size[1]), taps(image_HWC.shape[0], size[0])
-        x_hwC = image_HWC
-        for axis, (along, first, count) in enumerate(((down, top, tall), (across, left, wide))):
-            x_hwC = self._resampled(x_hwC, along, first, count, axis=axis)
+        down, across = taps(image_HWC.shape[0], size[0]), taps(image_HWC.shape[1], size[1])
+        rows, columns = slice(top, top + tall), slice(left, left + wide)
+        # Of the image only what the window is made of.
+        x_hwC = self.arrays.float32(
+            image_HWC[down.low[top] : down.high[rows][-1] + 1, across.low[left] : across.high[columns][-1] + 1]
+        )
+        x_hwC = self._resampled(x_hwC, down, rows, axis=0)
+        x_hwC = self._resampled(x_hwC, across, columns, axis=1)
         x_hwC -= self.arrays.put(np.array(self.mean, dtype=np.float32))
         x_hwC /= self.arrays.put(np.array(self.std, dtype=np.float32))
         return x_hwC
 
-    def _resampled(self, x: Array, along: Taps, first: int, count: int, *, axis: int) -> Array:
-        """Pixels `first` to `first + count` of one axis at another size, as float32."""
-        low, high, share = (part[first : first + count] for part in (along.low, along.high, along.share))
-        begin, end = int(low[0]), int(high[-1]) + 1
-        x = self.arrays.float32(x[begin:end] if axis == 0 else x[:, begin:end])
+    def _resampled(self, x_hwC: Array, along: Taps, part: slice, *, axis: Literal[0, 1]) -> Array:
+        """Some pixels of one axis at another size, from the pixels of the source that they are made of."""
+        low, high, share = along.low[part], along.high[part], along.share[part]
         if not share.any():
-            return x[:count] if axis == 0 else x[:, :count]
-        shape = (-1, 1, 1) if axis == 0 else (1, -1, 1)
-        share_here = self.arrays.put(share.reshape(shape))
-        low_here, high_here = self.arrays.put(low - begin), self.arrays.put(high - begin)
-        lower, upper = (x[low_here], x[high_here]) if axis == 0 else (x[:, low_here], x[:, high_here])
-        return lower + share_here * (upper - lower)
+            return x_hwC[: len(low)] if axis == 0 else x_hwC[:, : len(low)]
+        low_here, high_here = self.arrays.put(low - low[0]), self.arrays.put(high - low[0])
+        lower, upper = (x_hwC[low_here], x_hwC[high_here]) if axis == 0 else (x_hwC[:, low_here], x_hwC[:, high_here])
+        upper -= lower
+        upper *= self.arrays.put(share.reshape((-1, 1, 1) if axis == 0 else (1, -1, 1)))
+        lower += upper
+        return lower
 
     def _plain(self, image_HWC: NDArray[np.uint8], size: tuple[int, int]) -> Iterator[tuple[slice, Array]]:
         """The logits of the whole image at its own size, resized to the size that is wanted."""
@@ -346,6 +375,12 @@ class Segmenter:
         if window.high_weight.any():  # else of equal size
             placed += pick(window.high, window.high_weight)
         return placed
+
+
+def _halved(window: tuple[int, int]) -> tuple[int, int]:
+    """With half of the longer side."""
+    height, width = window
+    return (-(-height // 2), width) if height >= width else (height, -(-width // 2))
 
 
 def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:

@@ -67,10 +67,12 @@ class Parity:
     Attributes:
         difference: the largest, of all logits.
         agreement: share of pixels with the same label, in [0, 1].
+        worst: that of the image that agrees least.
     """
 
     difference: float
     agreement: float
+    worst: float
 
 
 def require_extras(formats: Sequence[str]) -> None:
@@ -248,6 +250,7 @@ def parity(
     from mmseg_cli.evaluation import inference
 
     difference, same, pixels = dict.fromkeys(forwards, 0.0), dict.fromkeys(forwards, 0), 0
+    worst = dict.fromkeys(forwards, 1.0)
     for image_HWC in [*images, images[0][: ODD[0], : ODD[1]]]:
         image_BCHW = torch.from_numpy(np.ascontiguousarray(image_HWC.transpose(2, 0, 1)[None]))
         x_BCHW = inference.normalise(image_BCHW, device=torch.device("cpu"))
@@ -260,8 +263,10 @@ def parity(
                 raise RuntimeError(f"{name}: gives {found_KHW.shape} and not {expected_KHW.shape}")
             # NaN, in either, is a difference.
             difference[name] = float(np.max([difference[name], np.abs(found_KHW - expected_KHW).max()]))
-            same[name] += int((found_KHW.argmax(0) == expected_KHW.argmax(0)).sum())
-    return {name: Parity(difference[name], same[name] / pixels) for name in forwards}
+            same_HW = found_KHW.argmax(0) == expected_KHW.argmax(0)
+            same[name] += int(same_HW.sum())
+            worst[name] = min(worst[name], float(same_HW.mean()))
+    return {name: Parity(difference[name], same[name] / pixels, worst[name]) for name in forwards}
 
 
 def require_parity(found: Parity, *, where: Path) -> None:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from mmseg_cli.data import faults
 from mmseg_cli.data.sources.cityscapes import FRAME, IMAGE_END, IMAGES
 from mmseg_cli.data.tree import File, Tree, read
-from mmseg_cli.errors import MmsegError
+from mmseg_cli.errors import MmsegError, ResourceError
+from mmseg_cli.evaluation.segmenter import Predicted
 from mmseg_cli.files import fingerprint, read_json, refusal, require_writable, write_json
 from mmseg_cli.prediction.model import Model
 from mmseg_cli.prediction.pictures import read_picture
@@ -70,9 +71,19 @@ def picture(frame: Frame) -> NDArray[np.uint8]:
 
 
 def identity(model: Model, frames: Sequence[Frame], **more: Any) -> str:
-    """What decides the predictions of some frames: weights, protocol, and the files as they lie there."""
+    """What decides the predictions of some frames: weights, protocol, arithmetic, and the files as they lie there."""
     stamps = [[frame.name, frame.image.size, frame.image.stamp, frame.image.crc] for frame in frames]
-    return fingerprint([model.weights_sha256, asdict(model.segmenter.protocol), fingerprint(stamps), more])
+    how = [asdict(model.segmenter.protocol), model.limit, model.precision, model.fold]
+    return fingerprint([model.weights_sha256, how, fingerprint(stamps), more])
+
+
+def require_whole(model: Model, predicted: Predicted, frame: Frame) -> None:
+    """Raise ResourceError where an image did not fit into the memory that happens to be free, so that windows were
+    taken which nobody asked for: the next run of the command might predict it otherwise."""
+    if predicted.window is not None and model.limit is None:
+        tall, wide = predicted.window
+        what = f"half of the free memory suffices only for windows of {tall}x{wide}"
+        raise ResourceError(frame.image.where, what, "say how much to take with --memory, or give a --window")
 
 
 @contextmanager

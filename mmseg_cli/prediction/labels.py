@@ -6,6 +6,7 @@ val of its teacher's data: a teacher that was trained on any of it is refused, a
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from mmseg_cli.errors import MmsegError
 from mmseg_cli.evaluation import official
 from mmseg_cli.files import atomic, fingerprint, fsync_folder, read_json, refusal, require_writable, write_json
 from mmseg_cli.prediction.ahead import ahead
-from mmseg_cli.prediction.frames import Frame, frames_of, identity, picture, require_sound, work_folder
+from mmseg_cli.prediction.frames import Frame, frames_of, identity, picture, require_sound, require_whole, work_folder
 from mmseg_cli.prediction.model import Model
 from mmseg_cli.prediction.origin import Origin, require_unseen
 
@@ -131,7 +132,7 @@ def write_as_labels(
         kept=about["kept"],
         kept_by_class=about["kept_by_class"],
         unchecked=origin.unchecked,
-        prepare=f"mmseg prepare {layout} --root {out} {task.prepare}",
+        prepare=f"mmseg prepare {layout} --root {shlex.quote(str(out))} {task.prepare}",
     )
 
 
@@ -156,6 +157,8 @@ def _about(
             "data_not_at_hand": origin.unchecked,
         },
         "protocol": asdict(model.segmenter.protocol),
+        "precision": model.precision,
+        "limit_bytes": model.limit,
         "threshold": threshold,
         "images": images,
         "kept": int(kept_K.sum()) / max(1, int(given_K.sum())),
@@ -185,6 +188,7 @@ def _label(model: Model, task: Task, work: Path, *, threshold: float, show: Show
     for (frame, path), reading in ahead(image, todo):
         image_HWC = reading.result()
         predicted = model.segmenter.predict(image_HWC, confidence=True)
+        require_whole(model, predicted, frame)
         assert predicted.confidence_HW is not None
         sure_HW = predicted.confidence_HW >= threshold
         label_HW = np.where(sure_HW, task.own_ids[predicted.classes_HW], np.uint8(task.unsure))

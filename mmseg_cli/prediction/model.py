@@ -26,6 +26,8 @@ class Model:
         weights_sha256: of the run's model.safetensors; an ONNX file names that of its run.
         source: what was loaded.
         record: record.json of the run; of an ONNX file what it keeps of it.
+        limit: bytes of working memory that the user allows; None where half of what is free is taken.
+        precision, fold: what else a prediction depends on.
     """
 
     segmenter: Segmenter
@@ -33,6 +35,9 @@ class Model:
     weights_sha256: str
     source: Path
     record: dict[str, Any]
+    limit: int | None = None
+    precision: Precision = "float32"
+    fold: bool = True
 
 
 def load_model(
@@ -44,14 +49,14 @@ def load_model(
     fold: bool = True,
     compile: bool = False,
     limit: int | None = None,
-    at_once: int = 1,
+    at_once: int | None = None,
     threads: int | None = None,
 ) -> Model:
     """Load a network. torch is imported for a run only.
 
     Args:
         source: the folder of a run of segmentation, or a `.onnx` file.
-        device: see `mmseg_cli.runtime.pick_device`; an ONNX file runs on the CPU.
+        device: see `mmseg_cli.runtime.pick_device`; an ONNX file runs on the CPU, in float32.
         limit: bytes of working memory; half of what is free where None.
         threads: of the CPU; None is one per core.
         precision, fold, compile, at_once: see `mmseg_cli.evaluation.on_torch.segmenter`.
@@ -59,7 +64,11 @@ def load_model(
     Raises:
         MmsegError: there is no such network, or it is damaged or of another task.
     """
+    if limit is not None and limit < 1:
+        raise MmsegError("memory", f"{limit / 2**30:g} GiB is nothing", "allow more than 0")
     if source.suffix == ".onnx":
+        if device not in ("auto", "cpu") or precision != "float32":
+            raise MmsegError(source, f"runs on the CPU in float32, not on {device} in {precision}", "leave both out")
         return _of_onnx(source, protocol=protocol, limit=limit, at_once=at_once, threads=threads)
     if source.is_file():
         raise MmsegError(source, "is neither the folder of a run nor a .onnx file", "give one of the two")
@@ -76,7 +85,7 @@ def load_model(
     )
 
 
-def _of_onnx(source: Path, *, protocol: Protocol, limit: int | None, at_once: int, threads: int | None) -> Model:
+def _of_onnx(source: Path, *, protocol: Protocol, limit: int | None, at_once: int | None, threads: int | None) -> Model:
     from mmseg_cli.prediction.onnx import open_onnx
 
     forward, about = open_onnx(source, threads=threads)
@@ -90,10 +99,10 @@ def _of_onnx(source: Path, *, protocol: Protocol, limit: int | None, at_once: in
         std=std,
         protocol=protocol,
         bytes_per_pixel=about["bytes_per_pixel"],
-        limit=limit or int(SHARE * memory.look().available),
-        at_once=at_once,
+        limit=int(SHARE * memory.look().available) if limit is None else limit,
+        at_once=at_once or 1,
     )
-    return Model(segmenter, space, about["weights_sha256"], source, about["run"])
+    return Model(segmenter, space, about["weights_sha256"], source, about["run"], limit)
 
 
 def _of_run(
@@ -105,7 +114,7 @@ def _of_run(
     fold: bool,
     compile: bool,
     limit: int | None,
-    at_once: int,
+    at_once: int | None,
     threads: int | None,
 ) -> Model:
     from mmseg_cli import runtime
@@ -126,7 +135,7 @@ def _of_run(
         precision=precision,
         fold=fold,
         compile=compile,
-        limit=limit or int(SHARE * on_torch.free_memory(where)),
+        limit=int(SHARE * on_torch.free_memory(where)) if limit is None else limit,
         at_once=at_once,
     )
-    return Model(segmenter, space, record["weights_sha256"], source, record)
+    return Model(segmenter, space, record["weights_sha256"], source, record, limit, precision, fold)

@@ -122,14 +122,27 @@ def read_picture(content: bytes, where: str, *, upright: bool = True) -> NDArray
     """
     if not content:
         raise MmsegError(where, "is empty (0 bytes)", TODO)
-    try:
+    with _one_line(where):
         image = _decode(content, where)
+    return as_rgb(image, where, upright=upright)
+
+
+def as_rgb(image: Image.Image, where: str, *, upright: bool = True) -> NDArray[np.uint8]:
+    """image_HWC of an image that Pillow has opened; arguments and errors as of :func:`read_picture`."""
+    with _one_line(where):
         turn = _TURNS.get(_orientation(image)) if upright else None
         image_HWC = _rgb(image, where)
-        return image_HWC if turn is None else np.array(Image.fromarray(image_HWC).transpose(turn))
+    return image_HWC if turn is None else np.array(Image.fromarray(image_HWC).transpose(turn))
+
+
+@contextmanager
+def _one_line(where: str) -> Iterator[None]:
+    """Pillow's readers raise nearly everything where bytes are damaged."""
+    try:
+        yield
     except (MmsegError, MemoryError):
         raise
-    except Exception as error:  # Pillow's readers raise nearly everything where bytes are damaged
+    except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise MmsegError(where, f"cannot be decoded ({shown(reason)})", TODO) from error
 

@@ -90,7 +90,7 @@ def predict(
             try:
                 image_HWC = reading.result()
                 predicted = model.segmenter.predict(image_HWC, probabilities=outputs.probabilities)
-                outcome.windows += _in_windows(model, image_HWC)
+                outcome.windows += predicted.window is not None
             except Exception as error:
                 outcome.failures.append(_failure(one, error))  # a line: the error would keep the image
                 advance()
@@ -109,12 +109,6 @@ def predict(
 def _write(outputs: Outputs, one: Input, image_HWC: Image, predicted: Predicted) -> None:
     outputs.write(one.name, image_HWC, predicted)
     failpoint("predicted")
-
-
-def _in_windows(model: Model, image_HWC: Image) -> bool:
-    """Whether the limit on memory asked for windows that the protocol has not: they change the result a little."""
-    size = (image_HWC.shape[0], image_HWC.shape[1])
-    return model.segmenter.plan(size, size).forced
 
 
 def _left(inputs: Inputs, outputs: Outputs) -> tuple[int, Iterator[Input]]:

@@ -25,7 +25,16 @@ from mmseg_cli.errors import MmsegError
 from mmseg_cli.evaluation import metrics, official
 from mmseg_cli.files import atomic, fsync_folder, refusal
 from mmseg_cli.prediction.ahead import ahead
-from mmseg_cli.prediction.frames import Frame, frames_of, identity, picture, require_sound, same, work_folder
+from mmseg_cli.prediction.frames import (
+    Frame,
+    frames_of,
+    identity,
+    picture,
+    require_sound,
+    require_whole,
+    same,
+    work_folder,
+)
 from mmseg_cli.prediction.model import Model
 from mmseg_cli.prediction.origin import origin
 
@@ -215,7 +224,9 @@ def _predict(
         if size != OFFICIAL_SIZE and not incomplete:
             what = f"is {size[1]}x{size[0]}, the benchmark's images are {OFFICIAL_SIZE[1]}x{OFFICIAL_SIZE[0]}"
             raise MmsegError(frame.image.where, what, "use the images as downloaded, or try it out with --incomplete")
-        classes_HW = model.segmenter.predict(image_HWC).classes_HW
+        predicted = model.segmenter.predict(image_HWC)
+        require_whole(model, predicted, frame)
+        classes_HW = predicted.classes_HW
         if count is not None:
             count(frame, classes_HW)
         official.write_png(folder / prediction_name(frame.name), table[classes_HW])
@@ -257,7 +268,7 @@ def check_val(model: Model, dataset: Dataset, folder: Path, *, show: Show) -> Ch
         images=len(labels),
         mean_iou=metrics.mean_iou(total),
         official_mean_iou=theirs.mean_iou,
-        difference=official.differences(theirs, ours),
+        difference=official.differences(theirs.class_iou, ours),
     )
 
 

@@ -87,6 +87,18 @@ def test_the_page_needs_nothing_else(visit, scheme):
     assert seen.said == []
 
 
+def test_the_page_of_a_run_is_whole(browser, _trained):
+    """As `mmseg evaluate` wrote it."""
+    seen = Visit(browser, _trained / "runs/demo/evaluate/mmbconv-s0/index.html", width=1200)
+    pictures = seen.pictures()
+    assert len(pictures) > 3
+    assert all(width > 0 for width, _ in pictures)
+    assert [url for url in seen.requests if not url.startswith("data:")] == [seen.url]
+    assert seen.said == []
+    assert "cityscapesscripts on the written PNGs" in seen.page.inner_text("#summary")
+    seen.context.close()
+
+
 def test_the_main_figures_can_be_read(visit):
     seen = visit(width=1400)
     assert seen.page.title() == "mmbconv-s0 of demo"

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,7 @@ from mmseg_cli.data.labels import IGNORE, cityscapes_19
 from mmseg_cli.data.store import open_store
 from mmseg_cli.errors import MmsegError
 from mmseg_cli.evaluation import evaluate as room
-from mmseg_cli.evaluation import evidence, metrics, run_page, summary
+from mmseg_cli.evaluation import evidence, metrics, on_torch, run_page, segmenter, summary
 from mmseg_cli.evaluation.segmenter import PLAIN, Protocol
 from mmseg_cli.models import weights
 
@@ -49,10 +52,21 @@ def evaluate(**changes):
         "device": torch.device("cpu"),
         "workers": 0,
         "advance": lambda: None,
+        "note": lambda text: None,
         "warn": warnings.append,
     } | changes
     run, store = arguments.pop("run"), arguments.pop("store")
     return room.evaluate(run, store, **arguments), warnings
+
+
+def planned(limit):
+    """How the first image is predicted under a limit; None where it is too small for anything."""
+    network, _ = weights.load_network(RUN)
+    made = on_torch.segmenter(network, classes=19, device=torch.device("cpu"), limit=limit)
+    try:
+        return made.plan((32, 64), (32, 64))
+    except MmsegError:
+        return None
 
 
 def figures():
@@ -202,8 +216,12 @@ def test_augmentation_is_a_figure_of_its_own(trained):
     assert "scales 0.5, 1, 2, mirrored too" in (PAGE / "index.md").read_text()
 
 
-def test_windows_that_only_the_limit_asks_for_are_told_and_written_down(trained):
-    _, warnings = evaluate(limit=1_800_000)
+def test_windows_that_only_the_limit_asks_for_are_told_and_written_down(trained, monkeypatch):
+    monkeypatch.setattr(segmenter, "SMALLEST", 8)  # the images of the tests are small
+    fits = {"limit": 2**16}
+    while (plan := planned(**fits)) is None or plan.forced:  # until the whole image fits
+        fits = {"limit": fits["limit"] + 2**14}
+    _, warnings = evaluate(limit=fits["limit"] - 2**14)
     assert any("the limit of memory asks for windows of" in line for line in warnings)
     window = figures()["protocol"]["window"]
     assert window is not None
@@ -241,6 +259,53 @@ def test_the_dataset_s_own_files_are_better_and_have_instances(trained, raw, mms
     assert figures()["official"]["against"] == "the dataset's files"
     assert 0 <= figures()["instances"]["mean_iiou"] <= 1
     assert "iIoU" in done.out
+
+
+def test_a_root_that_does_not_fit_is_told(trained, mmseg, raw_copy, change_params, monkeypatch):
+    done = mmseg("evaluate", "--variant", "mmbconv", "--root", "data")
+    assert (done.code, "has no gtFine/val" in done.one_error()) == (2, True)
+    root = raw_copy("cityscapes")
+    next(root.glob("gtFine/val/*/*_labelIds.png")).unlink()
+    monkeypatch.setenv("MMSEG_CITYSCAPES_ROOT", str(root))
+    done = mmseg("evaluate", "--variant", "mmbconv")
+    assert done.code == 0, done.err
+    assert "not all label files of val are in gtFine/val" in done.err
+    assert figures()["official"]["against"] == "the labels of the store"
+    change_params(lambda p: p["evaluate"].update(official=False))
+    done = mmseg("evaluate", "--variant", "mmbconv", "--root", root)
+    assert "--root: is for the benchmark's program" in done.one_error()
+
+
+def test_ctrl_c_leaves_what_was_there(trained):
+    """In a process of its own, which is stopped while it predicts."""
+    before = {folder: trees.contents(folder) for folder in (EVIDENCE, PAGE.parent)}
+    script = (
+        "import os, signal, sys\n"
+        "from mmseg_cli.evaluation.segmenter import Segmenter\n"
+        "right = Segmenter.predict\n"
+        "def predict(*a, **k):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return right(*a, **k)\n"
+        "Segmenter.predict = predict\n"
+        "sys.argv = ['mmseg', 'evaluate', '--variant', 'mmbconv']\n"
+        "from mmseg_cli.cli.app import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("mmseg: error: ")
+    assert "stopped by Ctrl-C, what was there before stays" in done.stderr.splitlines()[-1]
+    assert {folder: trees.contents(folder) for folder in (EVIDENCE, PAGE.parent)} == before
+
+
+def test_a_network_that_gives_nan_has_no_figures(trained):
+    class Broken(torch.nn.Module):
+        def forward(self, x_BCHW):
+            return x_BCHW.new_full((len(x_BCHW), 19, *x_BCHW.shape[2:]), math.nan)
+
+    made = on_torch.segmenter(Broken(), classes=19, device=torch.device("cpu"))
+    with pytest.raises(MmsegError, match="not finite"):
+        made.predict(np.zeros((4, 4, 3), np.uint8))
 
 
 def test_another_iou_than_the_benchmark_s_is_an_error(trained, monkeypatch):

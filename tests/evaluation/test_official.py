@@ -68,14 +68,14 @@ def test_ours_is_theirs_to_the_last_bit(pairs):
     absent = 0
     for prediction, truth, matrix in zip(predictions, truths, matrices, strict=True):
         found = official.evaluate_pngs([prediction], [truth], instances=False)
-        assert official.differences(found, ours(matrix)) == 0.0
+        assert official.differences(found.class_iou, ours(matrix)) == 0.0
         absent += sum(math.isnan(value) for value in found.class_iou.values())
         if matrix.any():
             assert abs(found.mean_iou - metrics.mean_iou(matrix)) < 1e-12
     assert absent > PAIRS  # the NaN pattern was compared
     whole = official.evaluate_pngs(predictions, truths, instances=False)
     assert whole.images == PAIRS
-    assert official.differences(whole, ours(sum(matrices))) == 0.0
+    assert official.differences(whole.class_iou, ours(sum(matrices))) == 0.0
     for name, value in metrics.category_iou(sum(matrices), SPACE.categories).items():
         assert abs(whole.category_iou[name] - value) < 1e-12
     assert whole.class_iiou is whole.mean_iiou is whole.category_iiou is whole.mean_category_iiou is None
@@ -107,13 +107,13 @@ def test_a_difference_is_seen(pairs):
     found = official.evaluate_pngs(predictions, truths, instances=False)
     values = ours(sum(matrices))
     present = next(name for name, value in values.items() if not math.isnan(value))
-    assert official.differences(found, values | {present: values[present] + 0.25}) == 0.25
-    assert official.differences(found, values | {present: math.nan}) == math.inf
-    assert official.differences(found, values | {present: None}) == math.inf
-    assert official.differences(found, {name: values[name] for name in SPACE.classes[:18]}) == math.inf
+    assert official.differences(found.class_iou, values | {present: values[present] + 0.25}) == 0.25
+    assert official.differences(found.class_iou, values | {present: math.nan}) == math.inf
+    assert official.differences(found.class_iou, values | {present: None}) == math.inf
+    assert official.differences(found.class_iou, {name: values[name] for name in SPACE.classes[:18]}) == math.inf
     absent = replace(found, class_iou=found.class_iou | {present: math.nan})
-    assert official.differences(absent, values | {present: None}) == 0.0
-    assert official.differences(absent, values) == math.inf
+    assert official.differences(absent.class_iou, values | {present: None}) == 0.0
+    assert official.differences(absent.class_iou, values) == math.inf
 
 
 # ------------------------------------------------------------------------------------------------------ what it refuses
@@ -238,7 +238,7 @@ def test_labels_of_a_store_are_what_the_program_reads(tmp_path):
         official.write_png(predictions[-1], official.own_ids(store.space)[predicted_HW])
         total += metrics.confusion(label_HW, predicted_HW, classes=19)
     found = official.evaluate_pngs(predictions, paths, instances=official.have_instances(paths))
-    assert official.differences(found, ours(total)) == 0.0
+    assert official.differences(found.class_iou, ours(total)) == 0.0
 
 
 def test_other_classes_are_refused(tmp_path):

@@ -122,10 +122,14 @@ def test_a_plain_prediction_is_what_training_validates_to_the_bit(size):
 @EXAMPLES
 @given(size=SIZES, seed=st.integers(0, 99))
 def test_scale_one_is_the_plain_prediction_to_the_bit(size, seed):
+    """As a mean of one view, of two equal ones, and of the windows of an image that is no larger than one."""
     image_HWC = image(size, seed)
     plain = probabilities(UNET, image_HWC)
-    np.testing.assert_array_equal(probabilities(UNET, image_HWC, Protocol(scales=(1.0,))), plain)
     np.testing.assert_array_equal(probabilities(UNET, image_HWC, Protocol(scales=(1.0, 1.0))), plain)
+    np.testing.assert_array_equal(probabilities(UNET, image_HWC, Protocol(window=size, weights="flat")), plain)
+    made = segmenter(UNET, classes=CLASSES, device=CPU)
+    ((_, averaged_KHW),) = made._averaged(image_HWC, size, Plan(None, size[0], 1, forced=False))
+    np.testing.assert_array_equal(averaged_KHW.numpy(), plain)
 
 
 @EXAMPLES
@@ -170,7 +174,11 @@ def test_several_views_are_the_mean_of_their_probabilities(size, seed, scales, f
     if protocol.averages:
         np.testing.assert_allclose(made, by_hand(UNET, image_HWC, protocol), atol=2e-5)
     else:  # of one view the logits are resized
-        assert made.shape == (CLASSES, *size)
+        x_BCHW = inference.normalise(torch.from_numpy(image_HWC).permute(2, 0, 1)[None], device=CPU)
+        scaled = [max(1, round(length * scales[0])) for length in size]
+        logits = UNET(F.interpolate(x_BCHW, size=scaled, mode="bilinear", align_corners=False))
+        resized = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        np.testing.assert_allclose(made, resized.softmax(1)[0].detach().numpy(), atol=2e-5)
 
 
 # --------------------------------------------------------------------------------------------------------- windows
@@ -360,6 +368,36 @@ def test_a_large_image_at_three_scales_stays_within_the_limit(mebibytes, classes
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "forced=True" in done.stderr
     assert 0.2 < float(done.stdout) < 1.0
+
+
+WHOLE = LARGE.replace("limit = int(sys.argv[1]) * 2**20", "limit = 2**30").replace(
+    "    protocol=Protocol(scales=(0.5, 1.0, 2.0), flip=True))",
+    """)
+needed = next(limit for limit in range(2**24, 2**30, 2**22) if segmenter(network, classes=int(sys.argv[2]),
+    device=torch.device("cpu"), limit=limit).plan((1024, 2048), (1024, 2048)).window is None)
+made, limit = segmenter(network, classes=int(sys.argv[2]), device=torch.device("cpu"), limit=needed), needed""",
+)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of a process from /proc")
+def test_a_whole_image_is_predicted_whole_as_soon_as_it_fits():
+    """The least limit under which the plain prediction is whole is kept, and not much more than is needed."""
+    command = [sys.executable, "-c", textwrap.dedent(WHOLE), "0", "19"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "window=None" in done.stderr
+    assert 0.5 < float(done.stdout) < 1.0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("protocol", [PLAIN, Protocol(scales=(0.5, 1.0), flip=True, window=(32, 32))])
+def test_a_gpu_predicts_what_the_cpu_does(protocol):
+    image_HWC = image((60, 80))
+    on_gpu = segmenter(UNET, classes=CLASSES, device=torch.device("cuda"), protocol=protocol, limit=2**30)
+    made = on_gpu.predict(image_HWC, size=(50, 70), confidence=True, probabilities=True)
+    on_cpu = segmenter(UNET.cpu(), classes=CLASSES, device=CPU, protocol=protocol)
+    expected = on_cpu.predict(image_HWC, size=(50, 70), confidence=True, probabilities=True)
+    np.testing.assert_allclose(made.probabilities_KHW, expected.probabilities_KHW, atol=1e-4)
+    np.testing.assert_allclose(made.confidence_HW, expected.confidence_HW, atol=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------------- protocols

@@ -28,8 +28,15 @@ def confidence_of(image_HWC: np.ndarray) -> np.ndarray:
 class FakeSegmenter:
     """Predicts by :func:`classes_of`, and notes how often; interrupted after `stop_after` images."""
 
-    def __init__(self, *, classes: int = 19, protocol: Protocol = PLAIN, stop_after: int | None = None) -> None:
-        self.classes, self.protocol, self.stop_after = classes, protocol, stop_after
+    def __init__(
+        self,
+        *,
+        classes: int = 19,
+        protocol: Protocol = PLAIN,
+        stop_after: int | None = None,
+        window: tuple[int, int] | None = None,
+    ) -> None:
+        self.classes, self.protocol, self.stop_after, self.window = classes, protocol, stop_after, window
         self.predicted = 0
 
     def predict(
@@ -44,7 +51,8 @@ class FakeSegmenter:
         if self.predicted == self.stop_after:
             raise KeyboardInterrupt
         self.predicted += 1
-        return Predicted(classes_of(image_HWC, self.classes), confidence_of(image_HWC) if confidence else None)
+        sure_HW = confidence_of(image_HWC) if confidence else None
+        return Predicted(classes_of(image_HWC, self.classes), sure_HW, window=self.window)
 
 
 def fake_model(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 
 from mmseg_cli.data.labels import LabelSpace, cityscapes_19
 from mmseg_cli.data.store import open_store
-from mmseg_cli.errors import MmsegError
+from mmseg_cli.errors import MmsegError, ResourceError
 from mmseg_cli.evaluation.segmenter import Protocol
 from mmseg_cli.files import sha256
 from mmseg_cli.prediction import submission
@@ -209,6 +210,24 @@ def test_what_another_network_protocol_or_image_gave_is_not_gone_on_with(root, t
     model = fake_model(root, **other)
     submit(root, out, model=model)
     assert model.segmenter.predicted == VAL + FRAMES
+
+
+@pytest.mark.parametrize("other", [{"limit": 2**30}, {"precision": "bfloat16"}, {"fold": False}])
+def test_other_arithmetic_is_not_gone_on_with(root, tmp_path, other):
+    out = tmp_path / "a.zip"
+    with pytest.raises(KeyboardInterrupt):
+        submit(root, out, model=fake_model(root, stop_after=VAL + 3))
+    model = replace(fake_model(root), **other)
+    submit(root, out, model=model)
+    assert model.segmenter.predicted == VAL + FRAMES
+
+
+def test_windows_that_nobody_asked_for_end_it(root, tmp_path):
+    """Other free memory would give another prediction; with a limit that the user names it is the same every time."""
+    model = fake_model(root, window=(8, 8))
+    with pytest.raises(ResourceError, match=r"suffices only for windows of 8x8: say how much to take with --memory"):
+        submit(root, tmp_path / "a.zip", model=model)
+    submit(root, tmp_path / "a.zip", model=replace(model, limit=2**30))
 
 
 def test_an_unreadable_image_is_one_line(root, tmp_path):
