@@ -286,7 +286,7 @@ def test_what_was_not_measured_has_no_section(tmp_path):
     assert "–" in found.text
 
 
-@pytest.mark.parametrize("count", [1, 26, 81])
+@pytest.mark.parametrize("count", [1, 26, pytest.param(81, marks=pytest.mark.slow)])
 def test_any_number_of_classes(count, tmp_path):
     """Few are numbered, more are named, many have their ids; a single one may have no pixel at all."""
     names = [f"class {k}" for k in range(count)]
