@@ -30,7 +30,7 @@ from mmseg_cli.prediction.pictures import as_rgb, read_content, read_picture
 Picture = str | PathLike[str] | Image.Image | NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """The prediction of one image.
 
@@ -51,6 +51,12 @@ class Prediction:
     window: tuple[int, int] | None
     space: LabelSpace
 
+    def __repr__(self) -> str:
+        height, width = self.classes_HW.shape
+        return (
+            f"<prediction of {height}x{width} pixels, {len(np.unique(self.classes_HW))} classes of {self.space.name}>"
+        )
+
     @property
     def ids_HW(self) -> NDArray[np.int64]:
         """The dataset's own label ids; -1 where a class has none."""
@@ -66,6 +72,10 @@ class Network:
 
     def __init__(self, model: Model) -> None:
         self._model = model
+
+    def __repr__(self) -> str:
+        protocol = self._model.segmenter.protocol.text()
+        return f"<{self._model.source}: {len(self.classes)} classes of {self.space.name}, {protocol}>"
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -124,12 +134,23 @@ def load(
     return Network(
         load_model(
             Path(source),
-            protocol=Protocol(scales=tuple(scales), flip=flip, window=window),
+            protocol=_protocol(scales, flip, window),
             device=device,
             precision=precision,
             limit=None if memory_gib is None else int(memory_gib * 2**30),
         )
     )
+
+
+def _protocol(scales: Sequence[float], flip: bool, window: tuple[int, int] | None) -> Protocol:
+    try:
+        if isinstance(window, str):
+            raise TypeError
+        pair = None if window is None else (int(window[0]), int(window[1]))
+        return Protocol(scales=tuple(float(scale) for scale in scales), flip=bool(flip), window=pair)
+    except (TypeError, ValueError, IndexError):
+        what = f"scales {scales!r} or window {window!r} is of another kind"
+        raise MmsegError("load", what, "give for example scales=[0.5, 1], window=(512, 1024)") from None
 
 
 def _as_rgb(image: Picture) -> NDArray[np.uint8]:
@@ -142,4 +163,9 @@ def _as_rgb(image: Picture) -> NDArray[np.uint8]:
             what = f"an array of {image.dtype} and shape {image.shape} is no image"
             raise MmsegError("image", what, "give uint8, height x width x 3 (RGB) or height x width (grey)")
         return np.ascontiguousarray(image_HWC)
-    return read_picture(read_content(Path(image)), str(image))
+    try:
+        path = Path(image)
+    except TypeError:
+        what = f"{type(image).__name__} is no image"
+        raise MmsegError("image", what, "give a file's name, a Pillow image or an array") from None
+    return read_picture(read_content(path), str(image))

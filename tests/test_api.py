@@ -92,8 +92,13 @@ def test_the_protocol_is_what_was_asked_for(trained):
     plain = load(RUN).predict(image_HWC).confidence_HW
     augmented = load(RUN, scales=[0.5, 1], flip=True, window=(16, 16)).predict(image_HWC).confidence_HW
     assert np.abs(plain - augmented).max() > 0
-    with pytest.raises(MmsegError, match="scales"):
-        load(RUN, scales=[])
+    for odd in ({"scales": []}, {"scales": 2}, {"window": "64x64"}, {"window": (1, "x")}, {"precision": "fp16"}):
+        with pytest.raises(MmsegError, match=next(iter(odd))):
+            load(RUN, **odd)
+    assert (
+        repr(load(RUN, flip=True)) == f"<{RUN}: 19 classes of cityscapes-19, single scale, mirrored too, whole images>"
+    )
+    assert repr(load(RUN).predict(image_HWC)).startswith("<prediction of 30x50 pixels")
 
 
 @pytest.mark.parametrize(
@@ -104,8 +109,9 @@ def test_the_protocol_is_what_was_asked_for(trained):
         np.zeros((0, 4, 3), np.uint8),
         np.zeros((2, 4, 4, 3), np.uint8),
         Path("missing.png"),
+        5,
     ],
-    ids=["floats", "four-channels", "empty", "a-batch", "missing"],
+    ids=["floats", "four-channels", "empty", "a-batch", "missing", "number"],
 )
 def test_what_is_no_image_is_one_line(trained, odd):
     with pytest.raises(MmsegError) as caught:
@@ -115,7 +121,9 @@ def test_what_is_no_image_is_one_line(trained, odd):
 
 def test_what_is_no_network_is_one_line(trained):
     for where, words in (
-        ("nowhere", "missing"),
+        ("nowhere", "there is no such folder"),
+        ("runs/demo/train", "is no run, but holds mmbconv-s0: give one of them"),
+        ("data", "has no record.json"),
         ("params.yaml", "neither the folder of a run nor a .onnx file"),
         ("runs/demo/pretrain_imagenet/mmbconv-s0", "is not a segmentation network"),
     ):

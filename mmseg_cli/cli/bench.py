@@ -121,9 +121,11 @@ def _of_run(run: Path, variants: str | None) -> dict[str, Contestant]:
     """One trained network."""
     from mmseg_cli.bench.predict import Contestant
     from mmseg_cli.models import weights
+    from mmseg_cli.prediction.model import require_run
 
     if variants is not None:
         raise MmsegError("--variants", "stands beside --run, which is one network", "leave out one of the two")
+    require_run(run)
     network, record = weights.load_network(run)
     if record["task"] != "segmentation":
         raise MmsegError(run, "is not a segmentation network", "give a run of the train stage")

@@ -67,7 +67,7 @@ def evaluate(
                 protocol=protocol,
                 augmented=augmented,
                 counting=Counting(section.boundaries, (medium, large), section.row_bands),
-                root=_root(root, section.dataset, official=section.official),
+                root=_root(root, section.dataset, official=section.official, names=store.names("val")),
                 run_official=section.official,
                 examples=section.examples,
                 precision=section.precision,
@@ -118,13 +118,16 @@ def _protocols(section: Evaluate) -> tuple[Protocol, Protocol | None]:
     return plain, Protocol(scales=scales, flip=flip, window=window, overlap=section.overlap, weights=section.weights)
 
 
-def _root(root: Path | None, dataset: str, *, official: bool) -> Path | None:
-    """The dataset as it was downloaded, where somebody says where it is."""
+def _root(root: Path | None, dataset: str, *, official: bool, names: list[str]) -> Path | None:
+    """The dataset as it was downloaded, where somebody says where it is; it must hold the labels of `names`."""
     if root is None:
         named = os.environ.get(f"MMSEG_{dataset.upper().replace('-', '_')}_ROOT")
         return Path(named) if named else None
     if not official:
         raise MmsegError("--root", "is for the benchmark's program, which does not run", "set evaluate.official: true")
-    if not (root / "gtFine" / "val").is_dir():
-        raise MmsegError(root, "has no gtFine/val", "give the dataset with gtFine extracted, or leave out --root")
+    from mmseg_cli.evaluation.official import labels_of
+
+    if labels_of(root, names) is None:
+        what = "does not hold the label files of val that the store was made of, in gtFine/val"
+        raise MmsegError(root, what, "give that dataset with gtFine extracted, or leave out --root")
     return root

@@ -47,7 +47,9 @@ def export(
     from mmseg_cli.cli import screen
     from mmseg_cli.files import write_text
     from mmseg_cli.models import weights
+    from mmseg_cli.prediction.model import require_run
 
+    require_run(run)
     network, record = weights.load_network(run)
     if record["task"] != "segmentation":
         raise MmsegError(run, "is not a segmentation network", "give a run of the train stage")

@@ -46,7 +46,7 @@ def protocol_of(scales: str, flip: bool, window: str | None, overlap: float | No
     Raises:
         MmsegError: one of them cannot be understood.
     """
-    from mmseg_cli.evaluation.segmenter import PLAIN, Protocol
+    from mmseg_cli.evaluation.segmenter import PLAIN, SMALLEST, Protocol
 
     try:
         numbers = tuple(float(part) for part in scales.split(","))
@@ -58,6 +58,10 @@ def protocol_of(scales: str, flip: bool, window: str | None, overlap: float | No
         if found is None:
             raise MmsegError("--window", f"{window!r} is not HEIGHTxWIDTH", "write for example 512x1024")
         size = int(found[1]), int(found[2])
+        if min(size) < SMALLEST:
+            raise MmsegError(
+                "--window", f"{window} is too small to see anything in", f"give {SMALLEST}x{SMALLEST} or more"
+            )
     elif overlap is not None:
         raise MmsegError("--overlap", "is of windows, and there are none", "add --window, or leave it out")
     return Protocol(numbers, flip, size, PLAIN.overlap if overlap is None else overlap)
@@ -247,21 +251,31 @@ def predict(
             )
     except KeyboardInterrupt:
         raise Interrupted(out, signal.SIGINT, "stopped by Ctrl-C, what was predicted is kept") from None
-    _tell(outcome, outputs, asked=classes, protocol=loaded.segmenter.protocol.text())
+    _tell(outcome, outputs, source=source, asked=classes, protocol=loaded.segmenter.protocol.text())
 
 
-def _tell(outcome: Outcome, outputs: Outputs, *, asked: str, protocol: str) -> None:
+def _tell(outcome: Outcome, outputs: Outputs, *, source: Path, asked: str, protocol: str) -> None:
     """The panel, a line for each failure, and the error where there are some."""
     from mmseg_cli.cli import screen
 
     images = f"{outcome.predicted} predicted"
     images += f", {outcome.before} done before" if outcome.before else ""
     images += f", {len(outcome.failures)} failed" if outcome.failures else ""
-    lines = [("images", images), ("protocol", protocol), ("labels", f"{outputs.folder}/labels: {outputs.values}")]
+    if outcome.smallest is not None:
+        tall, wide = outcome.smallest
+        protocol += f", but {outcome.windows} in windows of {tall}x{wide} or more"
+        screen.warn(
+            f"{outcome.windows} of the images did not fit into the memory and were predicted in windows, which see less"
+            " around a pixel: their labels differ from those of whole images (more --memory, or a --window of your own)"
+        )
+    lines = [
+        ("network", str(source)),
+        ("images", images),
+        ("protocol", protocol),
+        ("labels", f"{outputs.folder}/labels: {outputs.values}"),
+    ]
     if asked == "ids" and not outputs.own_ids:
         lines.append(("note", f"not all ids of {outputs.space.name} are numbers from 0 to 255"))
-    if outcome.windows:
-        lines.append(("memory", f"{outcome.windows} in windows; a larger --memory allows whole images"))
     lines += [("film", str(path)) for path in outcome.films]
     screen.panel(f"predicted {outputs.space.name}", lines, next_command=None)
     for line in outcome.failures:

@@ -69,6 +69,8 @@ def cityscapes(
         raise MmsegError("--out", f"{out} is not the name of a zip", "let it end in .zip")
     if memory is not None and memory <= 0:
         raise MmsegError("--memory", f"{memory:g} GiB is nothing", "give a number above 0, such as 4")
+    if run.suffix == ".onnx":
+        raise MmsegError("--run", f"{run} is an ONNX file", "give the folder of the run that it was exported from")
     wanted = protocol_of(scales, flip, window, overlap)
     dataset = submission.open_dataset(root, incomplete=incomplete, skip_val=skip_val)
     if incomplete:
@@ -96,7 +98,7 @@ def cityscapes(
     if val is not None:
         lines += [
             ("mIoU on val", f"{percent(val.mean_iou)} ({val.images} images)"),
-            ("official", f"{percent(val.official_mean_iou)}, largest difference of a class {val.difference:g}"),
+            ("official", f"{percent(val.official_mean_iou)}, classes differ by at most {val.difference:g}"),
         ]
     if about is not None:
         lines.append(("note", about))

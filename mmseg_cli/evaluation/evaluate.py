@@ -358,7 +358,7 @@ def _compared(found: official.Official, figures: Mapping[str, Any], *, truth: st
 def _official_line(compared: dict[str, Any]) -> str:
     return (
         f"{compared['program']} on the written PNGs against {compared['against']}: "
-        f"{100 * compared['mean_iou']:.2f} %, largest difference of a class {compared['largest_difference']:g}"
+        f"{100 * compared['mean_iou']:.2f} %, classes differ by at most {compared['largest_difference']:g}"
     )
 
 

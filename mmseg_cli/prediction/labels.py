@@ -132,7 +132,8 @@ def write_as_labels(
         kept=about["kept"],
         kept_by_class=about["kept_by_class"],
         unchecked=origin.unchecked,
-        prepare=f"mmseg prepare {layout} --root {shlex.quote(str(out))} {task.prepare}",
+        prepare=f"mmseg prepare {layout} --root {shlex.quote(str(out))} {task.prepare}"
+        f" --out {shlex.quote(f'data/{out.resolve().name}')}",  # not where the dataset itself is prepared
     )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mmseg_cli import memory
 from mmseg_cli.data.labels import LabelSpace
 from mmseg_cli.errors import MmsegError
 from mmseg_cli.evaluation.segmenter import PLAIN, Arrays, Protocol, Segmenter, normalisation
+from mmseg_cli.names import unknown_name
 
 SHARE = 0.5  # of the memory that is free: what a prediction takes where nobody sets a limit
 
@@ -64,14 +65,15 @@ def load_model(
     Raises:
         MmsegError: there is no such network, or it is damaged or of another task.
     """
+    if precision not in get_args(Precision):
+        raise unknown_name("precision", precision, get_args(Precision))
     if limit is not None and limit < 1:
         raise MmsegError("memory", f"{limit / 2**30:g} GiB is nothing", "allow more than 0")
     if source.suffix == ".onnx":
         if device not in ("auto", "cpu") or precision != "float32":
             raise MmsegError(source, f"runs on the CPU in float32, not on {device} in {precision}", "leave both out")
         return _of_onnx(source, protocol=protocol, limit=limit, at_once=at_once, threads=threads)
-    if source.is_file():
-        raise MmsegError(source, "is neither the folder of a run nor a .onnx file", "give one of the two")
+    require_run(source)
     return _of_run(
         source,
         protocol=protocol,
@@ -83,6 +85,21 @@ def load_model(
         at_once=at_once,
         threads=threads,
     )
+
+
+def require_run(source: Path) -> None:
+    """Raise MmsegError unless this is the folder of a run, and name the runs that are in it instead."""
+    example = "runs/demo/train/mmbconv-s0"
+    if source.is_file():
+        raise MmsegError(source, "is neither the folder of a run nor a .onnx file", f"give a folder such as {example}")
+    if not source.is_dir():
+        raise MmsegError(source, "there is no such folder", f"give that of a run, such as {example}")
+    if not (source / "record.json").is_file():
+        inside = sorted(path.parent.name for path in source.glob("*/record.json"))
+        what = f"is no run, but holds {', '.join(inside[:4])}" if inside else "is no run (it has no record.json)"
+        raise MmsegError(
+            source, what, f"give one of them, as in {source}/{inside[0]}" if inside else f"such as {example}"
+        )
 
 
 def _of_onnx(source: Path, *, protocol: Protocol, limit: int | None, at_once: int | None, threads: int | None) -> Model:

@@ -93,11 +93,11 @@ class Outputs:
         return self.folder / kind / f"{name}{suffix}"
 
     def write_film(self, film: Film) -> Path | None:
-        """The overlays of a film as a film, unless it is there or none of its frames is."""
+        """The overlays of a film as a film; None where there is none of its frames. One that is there stays."""
         target = self.place(OVERLAYS, film.name, ".mp4")
         frames = sorted((self.folder / OVERLAYS / film.name).glob("[0-9]*.png"), key=lambda path: int(path.stem))
         if target.exists() or not frames:
-            return None
+            return target if target.exists() else None
         with atomic(target) as file:
             _encode(frames, file, film)
         return target
@@ -131,6 +131,7 @@ def settings(model: Model, *, precision: str, own_ids: bool, overlay: bool, prob
         "network": "onnx" if model.source.suffix == ".onnx" else "torch",
         "precision": precision,
         **{key.replace("weights", "window weights"): value for key, value in protocol.items()},
+        "memory": None if model.limit is None else f"{model.limit / 2**30:g} GiB",
         "labels": "ids" if own_ids else "train ids",
         "overlays": overlay,
         "probabilities": probabilities,

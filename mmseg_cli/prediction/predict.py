@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ class Outcome:
         predicted: pictures of this command.
         before: those that were done before.
         windows: pictures that were predicted in windows because the memory did not suffice for the whole.
+        smallest: (height, width) of the smallest of these windows.
         failures: one line for each picture that could not be read or predicted.
         films: overlays of films that were written.
     """
@@ -36,6 +38,7 @@ class Outcome:
     predicted: int = 0
     before: int = 0
     windows: int = 0
+    smallest: tuple[int, int] | None = None
     failures: list[str] = field(default_factory=list)
     films: list[Path] = field(default_factory=list)
 
@@ -90,7 +93,9 @@ def predict(
             try:
                 image_HWC = reading.result()
                 predicted = model.segmenter.predict(image_HWC, probabilities=outputs.probabilities)
-                outcome.windows += predicted.window is not None
+                if predicted.window is not None:
+                    outcome.windows += 1
+                    outcome.smallest = min(outcome.smallest or predicted.window, predicted.window, key=math.prod)
             except Exception as error:
                 outcome.failures.append(_failure(one, error))  # a line: the error would keep the image
                 advance()

@@ -58,7 +58,7 @@ class Checked:
         """Both figures on one line."""
         return (
             f"mIoU on val {100 * self.mean_iou:.2f} %, by cityscapesscripts {100 * self.official_mean_iou:.2f} %,"
-            f" largest difference of a class {self.difference:g}"
+            f" classes differ by at most {self.difference:g}"
         )
 
 

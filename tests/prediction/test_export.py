@@ -419,7 +419,7 @@ def test_a_classifier_and_what_is_no_run_are_refused(trained, mmseg):
     assert "is not a segmentation network" in done.one_error()
     done = mmseg("export", "--run", "runs/demo/train/nothing")
     assert done.code == 2
-    assert "missing" in done.one_error()
+    assert "there is no such folder" in done.one_error()
 
 
 # ---------------------------------------------------------------------------------------------------------------- card

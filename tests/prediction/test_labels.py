@@ -98,9 +98,10 @@ def test_prepare_reads_what_the_teacher_is_sure_of(root, teacher, tmp_path, mmse
         np.testing.assert_array_equal(np.asarray(written), np.where(sure, ids, 0))
     command = made.prepare.split()
     assert command[:5] == ["mmseg", "prepare", "cityscapes", "--root", str(out)]
-    done = mmseg(*command[1:], "--out", "data/student")
+    assert command[-2:] == ["--out", "data/auto"]  # not where the dataset itself is prepared
+    done = mmseg(*command[1:])
     assert done.code == 0, done.err
-    store = open_store(Path("data/student"))
+    store = open_store(Path("data/auto"))
     train = store.split("train")
     assert len(train) == 3 + len(images)
     assert set(images) < set(train.names())
@@ -109,7 +110,7 @@ def test_prepare_reads_what_the_teacher_is_sure_of(root, teacher, tmp_path, mmse
             np.testing.assert_array_equal(train.label(item), expected(images[name]))
             np.testing.assert_array_equal(train.image(item), images[name])
     assert store.names("val") == open_store(Path("data/cityscapes")).names("val")
-    without = mmseg(*command[1 : -len(ALLOW)], "--out", "data/other")
+    without = mmseg(*command[1 : -2 - len(ALLOW)], "--out", "data/other")
     assert (without.code, "leads out of the dataset" in without.err) == (2, True)
 
 

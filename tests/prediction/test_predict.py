@@ -104,7 +104,7 @@ def test_all_that_can_be_written(photos, mmseg):
 
 
 def test_prediction_json_says_what_made_it(photos, mmseg):
-    assert mmseg("predict", photos, *GIVEN, "--scales", "0.5,1", "--window", "8x12", "--overlap", "0.5").code == 0
+    assert mmseg("predict", photos, *GIVEN, "--scales", "0.5,1", "--window", "32x48", "--overlap", "0.5").code == 0
     about = json.loads(Path("out/prediction.json").read_text())
     assert about["settings"] == {
         "weights": "ab" * 32,
@@ -112,16 +112,17 @@ def test_prediction_json_says_what_made_it(photos, mmseg):
         "precision": "float32",
         "scales": [0.5, 1.0],
         "flip": False,
-        "window": [8, 12],
+        "window": [32, 48],
         "overlap": 0.5,
         "window weights": "gaussian",
+        "memory": None,
         "labels": "ids",
         "overlays": False,
         "probabilities": False,
     }
     assert about["classes"][2] == {"name": "blue", "label": 26, "train_id": 2, "id": 26, "colour": [0, 0, 250]}
     assert (about["label_space"], about["model"]) == ("toy-3", "net.onnx")
-    assert "windows of 8x12" in about["protocol"]
+    assert "windows of 32x48" in about["protocol"]
     assert about["mmseg"]
 
 
@@ -216,7 +217,8 @@ def test_a_limit_that_is_too_small_says_so(photos, mmseg):
     assert "with --memory" in done.err
     done = mmseg("predict", photos, "--model", "net.onnx", "--out", "wide", "--memory", 0.005)
     assert done.code == 0
-    assert "1 in windows; a larger --memory allows whole images" in done.out
+    assert "whole images, but 1 in windows of " in done.out
+    assert "1 of the images did not fit into the memory and were predicted in windows" in done.err
 
 
 def test_an_error_of_ours_is_not_taken_for_one_of_the_image(photos, mmseg, network):
@@ -261,7 +263,8 @@ def test_results_inside_the_input_folder_are_not_predicted(photos, mmseg, networ
     [
         (["--flip"], "flip no, now yes"),
         (["--scales", "0.5,1"], "scales [1.0], now [0.5, 1.0]"),
-        (["--window", "8x8"], "window no, now 8x8"),
+        (["--window", "32x32"], "window no, now 32x32"),
+        (["--memory", "2"], "memory no, now 2 GiB"),
         (["--classes", "train"], "labels ids, now train ids"),
         (["--overlay"], "overlays no, now yes"),
         (["--probabilities"], "probabilities no, now yes"),
@@ -380,8 +383,8 @@ def test_a_film_is_predicted_frame_by_frame_and_resumed(network, mmseg):
         ([*GIVEN, "--scales", "1,a"], "--scales: '1,a' is not a list of numbers: write for example 0.5,1,2"),
         ([*GIVEN, "--scales", "nan"], "scales: [nan] are not scales"),
         ([*GIVEN, "--window", "512"], "--window: '512' is not HEIGHTxWIDTH: write for example 512x1024"),
-        ([*GIVEN, "--window", "0x5"], "window: [0, 5] is not a size"),
-        ([*GIVEN, "--window", "8x8", "--overlap", "1"], "overlap: 1.0 is not a share"),
+        ([*GIVEN, "--window", "31x500"], "--window: 31x500 is too small to see anything in: give 32x32 or more"),
+        ([*GIVEN, "--window", "32x32", "--overlap", "1"], "overlap: 1.0 is not a share"),
         ([*GIVEN, "--overlap", "0.5"], "--overlap: is of windows, and there are none"),
         ([*GIVEN, "--precision", "bfloat16"], "--precision: an ONNX file runs on the CPU in float32"),
         ([*GIVEN, "--device", "cuda"], "--device: an ONNX file runs on the CPU in float32"),

@@ -351,7 +351,7 @@ def test_the_command(run, mmseg, tmp_path):
     assert done.code == 0, done.err
     assert "5 (berlin 3, munich 2)" in done.out
     assert "scales 0.5, 1, mirrored too" in done.out
-    assert "largest difference of a class 0" in done.out
+    assert "classes differ by at most 0" in done.out
     assert "upload submission.zip" in done.out
     assert "warning" not in done.err
     assert len(members("submission.zip")) == FRAMES
