@@ -41,7 +41,7 @@ def model(source: Path = Path("net.onnx"), *, protocol: Protocol | None = None, 
         bytes_per_pixel=12.0,
         **more,
     )
-    return Model(segmenter, space, "ab" * 32, source, {}, limit)
+    return Model(segmenter, space, "ab" * 32, source, {}, more.get("limit"))
 
 
 # ----------------------------------------------------------------------------------------------------------- files
