@@ -12,10 +12,11 @@ from rich.text import Text
 
 from mmseg_cli.cli import screen
 from mmseg_cli.data.overview import card, contact_sheet
-from mmseg_cli.data.overview.summary import Summary, percent, printable, shortened, summarise
+from mmseg_cli.data.overview.summary import Summary, percent, summarise
 from mmseg_cli.data.store import open_store
 from mmseg_cli.errors import MmsegError
 from mmseg_cli.files import atomic, require_writable
+from mmseg_cli.text import printable, shortened
 
 BAR = 20  # characters of a whole bar
 NAME = 30  # characters of a class's name

@@ -15,8 +15,8 @@ from itertools import groupby
 
 from PIL import Image
 
-from mmseg_cli.data.overview.summary import printable
 from mmseg_cli.evaluation.page_figures import DPI, Drawing
+from mmseg_cli.text import printable
 
 WIDEST, TALLEST = 600, 1200  # pixels of an embedded picture; a sheet of four is 2400 wide
 SMALL = 320  # pixels up to which a picture is shown with its own pixels instead of smoothed

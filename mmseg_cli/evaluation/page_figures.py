@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmseg_cli.data.labels import LabelSpace
-from mmseg_cli.data.overview.summary import shortened
+from mmseg_cli.text import shortened
 
 NUMBERED = 25  # classes up to which the cells of the confusion matrix hold their number
 NAMED = 80  # classes up to which its rows and columns are named

@@ -6,10 +6,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import run_inside
 
 from mmseg_cli.bench import predict
 from mmseg_cli.evaluation import on_torch
+from tests.conftest import run_inside
 
 NETWORK = {
     "block": "mbconv",

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import run_inside
 from PIL import Image
 
 from mmseg_cli.bench import data
+from tests.conftest import run_inside
 
 
 @pytest.fixture

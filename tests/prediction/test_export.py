@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 import trees
-from conftest import run_inside
 from PIL import Image
 
 from mmseg_cli.data.labels import LabelSpace
@@ -25,6 +24,7 @@ from mmseg_cli.files import read_json, sha256
 from mmseg_cli.models import fold, unet, weights
 from mmseg_cli.prediction import card, export
 from mmseg_cli.prediction.onnx import KEY, open_onnx
+from tests.conftest import run_inside
 
 RUN = Path("runs/demo/train/mmbconv-s0")
 SIZES = [(1, 97, 161), (2, 64, 64), (3, 33, 100), (1, 1, 1), (2, 1, 50)]

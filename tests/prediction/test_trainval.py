@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import trees
-from conftest import edit
 from fakes import make_test
 from PIL import Image
 
 from mmseg_cli.data.store import open_store
 from mmseg_cli.prediction import submission
+from tests.conftest import edit
 
 COUNTS = {"berlin": 2}
 

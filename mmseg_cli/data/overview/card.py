@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmseg_cli.data.faults import Fault
-from mmseg_cli.data.overview.summary import Summary, percent, printable, shortened, summarise
+from mmseg_cli.data.overview.summary import Summary, percent, summarise
 from mmseg_cli.data.store import MANIFEST, Store, open_store
 from mmseg_cli.files import atomic, require_writable, sha256, write_text
+from mmseg_cli.text import printable, shortened
 
 if TYPE_CHECKING:
     from mmseg_cli.data.prepare import Prepared

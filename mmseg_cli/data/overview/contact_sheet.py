@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from mmseg_cli.data.labels import IGNORE, LabelSpace
-from mmseg_cli.data.overview.summary import occurrences, printable, shortened
+from mmseg_cli.data.overview.summary import occurrences
 from mmseg_cli.data.store import Split, Store
 from mmseg_cli.errors import MmsegError
+from mmseg_cli.text import printable, shortened
 
 WIDTH = 2400  # pixels of the sheet at most
 MARGIN = 24

@@ -20,20 +20,6 @@ WORST = 5  # classes that are named
 UNEVEN = 1.1  # ratio of two shares from which a class is unevenly spread
 
 
-def printable(text: str) -> str:
-    """The text on one line, with a question mark for what cannot be shown (control characters, broken Unicode)."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
-def shortened(text: str, longest: int) -> str:
-    """The printable text in at most `longest` characters: the middle of a longer one is left out."""
-    text = printable(text)
-    if len(text) <= longest:
-        return text
-    end = (longest - 1) // 2
-    return f"{text[: longest - 1 - end]}…{text[len(text) - end :]}"
-
-
 def percent(share: float) -> str:
     """A share of [0, 1] in percent."""
     if share and share < 0.00001:
