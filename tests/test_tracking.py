@@ -351,9 +351,7 @@ def plain_wall(tmp_path_factory: pytest.TempPathFactory) -> float:
     return run_command(root=tmp_path_factory.mktemp("plain"), enabled=False, steps=200)[2]
 
 
-@pytest.mark.parametrize(
-    ("server", "reason"), [(refusing, "refused"), (hanging, "no answer within 5 s"), (failing, "500")]
-)
+@pytest.mark.parametrize(("server", "reason"), [(refusing, "refused"), (hanging, "timed out"), (failing, "500")])
 def test_a_dead_server_costs_five_seconds_and_one_line(
     tmp_path: Path, plain_wall: float, server: Any, reason: str
 ) -> None:
@@ -369,7 +367,7 @@ def test_a_dead_server_costs_five_seconds_and_one_line(
     assert wall - plain_wall < 8
     (line,) = err
     assert line.startswith(f"WARN MLflow mirror http://127.0.0.1:{port}: ")
-    late = "no answer within 5 s" in line  # where MLflow takes that long to import
+    late = "no answer within 5 s" in line  # where MLflow takes that long to import, or to give up
     assert late or (reason in line and "50 values came while too many waited" in line)
     assert line.endswith("metrics are complete in history.jsonl")
     assert "secret" not in line

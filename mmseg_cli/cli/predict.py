@@ -259,6 +259,7 @@ def _tell(outcome: Outcome, outputs: Outputs, *, source: Path, asked: str, proto
     from mmseg_cli.cli import screen
 
     images = f"{outcome.predicted} predicted"
+    images += f" ({outputs.outdated} of them anew, as their files have changed)" if outputs.outdated else ""
     images += f", {outcome.before} done before" if outcome.before else ""
     images += f", {len(outcome.failures)} failed" if outcome.failures else ""
     if outcome.smallest is not None:

@@ -6,7 +6,8 @@
     DIR/overlays/NAME.png       the classes' colours over the image
     DIR/probabilities/NAME.npz  `probabilities` float16 KHW and `classes`, their names
 
-The label is written last: where it exists, the others of its picture do.
+The label is written last: where it exists, the others of its picture do. Results that are older than the file they were
+made from are removed when the folder is opened, and made again, as `make` would.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Outputs:
         own_ids: whether that is the dataset's own id, else 0 to K - 1.
         overlay, probabilities: whether they are written too.
         done: names that are done.
+        outdated: how many were, but their files have changed since.
     """
 
     folder: Path
@@ -64,6 +66,7 @@ class Outputs:
     overlay: bool
     probabilities: bool
     done: frozenset[str]
+    outdated: int
 
     def write(self, name: str, image_HWC: NDArray[np.uint8], predicted: Predicted) -> None:
         """Write what is asked for of one picture.
@@ -167,11 +170,15 @@ def open_outputs(
         _tidy(folder)
         done = _names(folder / LABELS)
         known = _sources(folder, sources, done)
+        outdated = _remove_outdated(folder, sources, done)
+        done -= outdated
         if not (folder / ABOUT).exists():
             write_json(folder / ABOUT, _about(model, wanted, values_K))
         if known != sources or not (folder / SOURCES).exists():
             write_json(folder / SOURCES, known)
-        yield Outputs(folder, model.space, values_K, own, overlay, probabilities, frozenset(done))
+        yield Outputs(
+            folder, model.space, values_K, own, overlay, probabilities, frozenset(done - outdated), len(outdated)
+        )
 
 
 def _require_same(folder: Path, wanted: dict[str, Any]) -> None:
@@ -236,6 +243,26 @@ def _sources(folder: Path, sources: Mapping[str, str], done: set[str]) -> dict[s
 def _names(labels: Path) -> set[str]:
     """The names whose labels are there."""
     return {path.relative_to(labels).as_posix().removesuffix(".png") for path in labels.rglob("*.png")}
+
+
+def _remove_outdated(folder: Path, sources: Mapping[str, str], done: set[str]) -> set[str]:
+    """The names whose files have changed since their labels were written; their results are removed."""
+    outdated = set[str]()
+    for name, source in sources.items():
+        film = name.endswith("/")
+        names = [one for one in done if one.startswith(name)] if film else [name] if name in done else []
+        try:
+            changed = Path(source).stat().st_mtime_ns
+        except OSError:  # reading it will say so
+            continue
+        older = [one for one in names if (folder / LABELS / f"{one}.png").stat().st_mtime_ns < changed]
+        if film and older:
+            (folder / OVERLAYS / f"{name[:-1]}.mp4").unlink(missing_ok=True)
+        outdated.update(older)
+    for name in outdated:
+        for kind, suffix in zip(RESULTS, (".png", ".png", ".npz"), strict=True):
+            (folder / kind / f"{name}{suffix}").unlink(missing_ok=True)
+    return outdated
 
 
 def _tidy(folder: Path) -> None:

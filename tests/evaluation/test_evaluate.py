@@ -282,6 +282,7 @@ def test_ctrl_c_leaves_what_was_there(trained):
     script = (
         "import os, signal, sys\n"
         "from mmseg_cli.evaluation.segmenter import Segmenter\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a test in the background ignores it
         "right = Segmenter.predict\n"
         "def predict(*a, **k):\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"

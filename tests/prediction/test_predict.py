@@ -249,6 +249,43 @@ def test_a_second_time_it_predicts_nothing(photos, mmseg, network):
     assert trees.contents(Path("out")) == before
 
 
+def touched(path):
+    """A second later than it was: a file that was replaced after its result was written."""
+    stat = Path(path).stat()
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
+
+
+def test_a_file_that_was_replaced_is_predicted_anew(photos, mmseg, network):
+    assert mmseg("predict", photos, *GIVEN, "--overlay").code == 0
+    assert label("red")[0, 0] == 7
+    made.plain(made.BLUE, size=(24, 16)).save(photos / "red.png")
+    touched(photos / "red.png")
+    network.fail = {4: KeyboardInterrupt()}
+    assert mmseg("predict", photos, *GIVEN, "--overlay").code == 130
+    assert not Path("out/labels/red.png").exists()  # nor is it taken for done
+    os.utime(photos / "red.png")
+    done = mmseg("predict", photos, *GIVEN, "--overlay")
+    assert (done.code, network.images, label("red")[0, 0]) == (0, 5, 26)
+    touched(photos / "sub/green.jpg")
+    done = mmseg("predict", photos, *GIVEN, "--overlay")
+    assert "1 predicted (1 of them anew, as their files have changed), 2 done before" in done.out
+    os.utime(photos / "sub/green.jpg", (0, 0))
+    assert "3 images, 3 done before" in mmseg("predict", photos, *GIVEN, "--overlay").err
+
+
+def test_a_film_that_was_replaced_leaves_nothing_of_the_other(network, mmseg):
+    pytest.importorskip("av", reason="films need PyAV")
+    made.film(Path("film.mp4"), frames=6, size=(65, 48))
+    assert mmseg("predict", "film.mp4", *GIVEN, "--overlay").code == 0
+    before = Path("out/overlays/film.mp4").read_bytes()
+    made.film(Path("film.mp4"), frames=3, size=(65, 48))
+    touched("film.mp4")
+    assert mmseg("predict", "film.mp4", *GIVEN, "--overlay").code == 0
+    for kind in ("labels", "overlays"):
+        assert len(list(Path("out", kind, "film").iterdir())) == 3
+    assert Path("out/overlays/film.mp4").read_bytes() != before
+
+
 def test_results_inside_the_input_folder_are_not_predicted(photos, mmseg, network):
     for place in ("photos/out", "photos"):
         for _ in range(2):

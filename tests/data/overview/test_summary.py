@@ -5,8 +5,6 @@ import math
 import numpy as np
 import pytest
 import stores
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mmseg_cli.data.overview import summary
 from mmseg_cli.errors import MmsegError
@@ -84,18 +82,6 @@ def test_a_damaged_index_is_named(tmp_path):
     (toy.folder / "train.index.npz").write_bytes(b"nothing")
     with pytest.raises(MmsegError, match=r"train\.index\.npz: cannot be read"):
         summary.summarise(toy)
-
-
-@given(st.text(), st.integers(1, 40))
-def test_a_shortened_text_fits_on_one_line_and_keeps_both_ends(text, longest):
-    short = summary.shortened(text, longest)
-    assert len(short) <= longest
-    assert short.isprintable()
-    if text.isprintable() and len(text) <= longest:
-        assert short == text
-    elif len(text) > longest > 2:
-        assert short[0] == summary.printable(text[0])
-        assert short[-1] == summary.printable(text[-1])
 
 
 @pytest.mark.parametrize(
