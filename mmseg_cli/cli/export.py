@@ -58,6 +58,8 @@ def export(
     if not checked_on.real:
         screen.warn(f"the data of {run} are not at hand: checked on generated scenes; name real ones with --images")
     before = [str(path) for path in (*files.values(), card) if path.exists()]
+    work = f"writing {' and '.join(files)}, then checking on {len(checked_on.images)} images against torch"
+    screen.Screen("export", unit="images").note(work)
     found = room.export(network, record, files=files, checked_on=checked_on, threads=threads)
     write_text(card, _card(run, record, network, files=files, found=found, checked_on=checked_on.source))
     lines: list[tuple[str, str]] = []

@@ -95,7 +95,8 @@ class Screen:
         self._total, self._done, self._first = total, done, done
         self._started = self._printed = time.monotonic()
         self._task = self._progress.add_task(self._title, total=total, completed=done, detail="")
-        self._plain(f"{total} {self._unit}" + (f", {done} done before" if done else ""))
+        unit = self._unit.removesuffix("s") if total == 1 else self._unit
+        self._plain(f"{total} {unit}" + (f", {done} done before" if done else ""))
 
     def advance(self, detail: str = "") -> None:
         """One unit more."""
