@@ -131,6 +131,8 @@ def load(
     Raises:
         MmsegError: there is no such network, or it is damaged.
     """
+    if memory_gib is not None and (isinstance(memory_gib, bool) or not isinstance(memory_gib, int | float)):
+        raise MmsegError("load", f"memory_gib {memory_gib!r} is not a number", "give GiB, such as 4 or 0.5")
     return Network(
         load_model(
             Path(source),
@@ -144,13 +146,13 @@ def load(
 
 def _protocol(scales: Sequence[float], flip: bool, window: tuple[int, int] | None) -> Protocol:
     try:
-        if isinstance(window, str):
+        if isinstance(window, str) or not isinstance(flip, bool | np.bool_):
             raise TypeError
         pair = None if window is None else (int(window[0]), int(window[1]))
         return Protocol(scales=tuple(float(scale) for scale in scales), flip=bool(flip), window=pair)
     except (TypeError, ValueError, IndexError):
-        what = f"scales {scales!r} or window {window!r} is of another kind"
-        raise MmsegError("load", what, "give for example scales=[0.5, 1], window=(512, 1024)") from None
+        what = f"scales {scales!r}, flip {flip!r} or window {window!r} is of another kind"
+        raise MmsegError("load", what, "give for example scales=[0.5, 1], flip=True, window=(512, 1024)") from None
 
 
 def _as_rgb(image: Picture) -> NDArray[np.uint8]:

@@ -70,10 +70,11 @@ def place() -> Place | None:
         ) from None
 
 
-def pick_device(name: str, *, local_rank: int = 0) -> torch.device:
+def pick_device(name: str, *, local_rank: int = 0, where: str = "runtime.device") -> torch.device:
     """`auto` (CUDA where there is one, else CPU) or any torch device name.
 
     Args:
+        where: the key or option that names it.
         local_rank: of several processes of this machine each takes the GPU of its number.
 
     Raises:
@@ -92,8 +93,9 @@ def pick_device(name: str, *, local_rank: int = 0) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         if ran_out(error):
             todo = "end what else uses it (nvidia-smi shows it), or choose another with CUDA_VISIBLE_DEVICES"
-            raise ResourceError("runtime.device", f"{name!r} has no memory left", todo) from error
-        raise MmsegError("runtime.device", f"{name!r} is not usable here ({error})", "set it to auto or cpu") from error
+            raise ResourceError(where, f"{name!r} has no memory left", todo) from error
+        why = str(error).split("\n")[0].partition(" device type at start of device string")[0]
+        raise MmsegError(where, f"{name!r} is not usable here ({why})", "set it to auto or cpu") from error
     return device
 
 

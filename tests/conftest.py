@@ -66,7 +66,7 @@ def run_inside(*args: object) -> Result:
 
     out, err = io.StringIO(), io.StringIO()
     before_args, before_variables = sys.argv, dict(os.environ)
-    before_signals = {number: signal.getsignal(number) for number in STOPPING}
+    before_signals = {number: signal.getsignal(number) for number in (*STOPPING, signal.SIGHUP)}
     sys.argv = ["mmseg", *map(str, args)]
     code: Any = 0
     try:

@@ -92,7 +92,15 @@ def test_the_protocol_is_what_was_asked_for(trained):
     plain = load(RUN).predict(image_HWC).confidence_HW
     augmented = load(RUN, scales=[0.5, 1], flip=True, window=(16, 16)).predict(image_HWC).confidence_HW
     assert np.abs(plain - augmented).max() > 0
-    for odd in ({"scales": []}, {"scales": 2}, {"window": "64x64"}, {"window": (1, "x")}, {"precision": "fp16"}):
+    for odd in (
+        {"scales": []},
+        {"scales": 2},
+        {"window": "64x64"},
+        {"window": (1, "x")},
+        {"precision": "fp16"},
+        {"flip": "no"},
+        {"memory_gib": "4"},
+    ):
         with pytest.raises(MmsegError, match=next(iter(odd))):
             load(RUN, **odd)
     assert (

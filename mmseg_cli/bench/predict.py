@@ -216,7 +216,7 @@ def markdown(result: dict[str, Any]) -> str:
         "# Predicting",
         "",
         f"One image of {height}x{width} after the other, from RGB to the class of every pixel, whole, at one scale, in",
-        f"float32; {settings['rounds']} rounds in turn, of {settings['calls']} {each} each, after one that does not",
+        f"float32; rounds in turn: {settings['rounds']}, of {settings['calls']} {each} each, after one that does not",
         f"count; {settings['threads']} threads, device {settings['device']}. Ratios are medians over the rounds, each",
         f"to `{REFERENCE}` in the same round. Machine: {machine}.",
         "",

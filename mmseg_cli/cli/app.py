@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -19,7 +21,7 @@ from mmseg_cli.cli import data, doctor, evaluate, export, plan, predict, train
 from mmseg_cli.cli.bench import bench_app
 from mmseg_cli.cli.common import Preset, example, load, track, with_preset
 from mmseg_cli.cli.submit import submit_app
-from mmseg_cli.errors import INTERRUPTED, MmsegError, ResourceError, ran_out
+from mmseg_cli.errors import INTERRUPTED, Interrupted, MmsegError, ResourceError, ran_out
 
 if TYPE_CHECKING:
     from mmseg_cli.params import Params
@@ -151,7 +153,7 @@ def _measure_cost(paths: Paths, params: Params, networks: dict[str, dict[str, ob
             show.begin(total=len(networks))
             measured = costs.measure(
                 networks,
-                dataset=("generated " if section.source == "synthetic" else "") + params.evaluate.dataset,
+                dataset=store.title,
                 classes=len(store.space.classes),
                 batch=params.cost.batch,
                 height=params.cost.crop[0],
@@ -301,18 +303,48 @@ def _tell(known: MmsegError) -> None:
     sys.stderr.write(f"{line}\n")
 
 
-def _end(signal_number: int, _frame: FrameType | None) -> None:
-    """End on SIGTERM as on Ctrl-C: what is half written is removed on the way out."""
-    sys.exit(INTERRUPTED + signal_number)
+def _end_on_signals() -> list[signal.Signals]:
+    """End on SIGTERM and SIGHUP as on Ctrl-C: what is half written is removed on the way out.
+
+    Returns:
+        The signals that came, once they do.
+    """
+    came: list[signal.Signals] = []
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        came.append(signal.Signals(number))
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(INTERRUPTED + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup, or in a script's background
+            signal.signal(number, end)
+    return came
+
+
+def _require_values(words: Sequence[str]) -> None:
+    """Raise MmsegError for an empty argument, as of a shell's variable that is not set: a path would be this folder."""
+    for before, word in pairwise(["", *words]):
+        name, equals, value = word.partition("=")
+        if not word or (equals and name.startswith("--") and not value):
+            where = name or (before if before.startswith("-") else "argument")
+            raise MmsegError(where, "is empty", "give it a value, or leave it out")
 
 
 def main() -> None:
     """The entry point: one line for an error that the user can mend, and its exit code."""
     main_thread = threading.current_thread() is threading.main_thread()
-    if main_thread:
-        signal.signal(signal.SIGTERM, _end)
+    came = _end_on_signals() if main_thread else []
     try:
+        _require_values(sys.argv[1:])
         app()
+    except SystemExit as end:
+        if came and end.code == INTERRUPTED + came[-1]:  # and no command had more to say
+            command = " ".join(["mmseg", *sys.argv[1:2]])
+            with contextlib.suppress(OSError):  # the terminal has gone
+                _tell(Interrupted(command, came[-1], f"stopped by {came[-1].name}"))
+        raise
     except Exception as error:
         known = error if isinstance(error, MmsegError) else _as_error(error) or _lost_contact(error)
         if known is None:

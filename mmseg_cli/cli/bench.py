@@ -74,13 +74,15 @@ def predict(
     run: Annotated[
         Path | None, typer.Option(help="The folder of a trained run; else the variants of --preset, untrained.")
     ] = None,
-    preset: Annotated[str, typer.Option(help="Whose variants; their weights are drawn at random.")] = "demo",
+    preset: Annotated[
+        str | None, typer.Option(help="Whose variants, their weights drawn at random; demo if left out.")
+    ] = None,
     variants: Annotated[
         str | None, typer.Option(help="Variants of the preset, separated by commas; else those of its grid.")
     ] = None,
     height: Annotated[int, typer.Option(min=32, help="Of the image, in pixels.")] = 1024,
     width: Annotated[int, typer.Option(min=32, help="Of the image, in pixels.")] = 2048,
-    classes: Annotated[int, typer.Option(min=1, help="Classes of an untrained network.")] = 19,
+    classes: Annotated[int | None, typer.Option(min=1, help="Classes of an untrained network; 19 if left out.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often the contenders take turns.")] = 5,
     calls: Annotated[int, typer.Option(min=1, help="Images of each contender in a round.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each; else one per core.")] = None,
@@ -95,9 +97,15 @@ def predict(
     from mmseg_cli.cli import screen
     from mmseg_cli.files import write_json, write_text
 
-    contestants = _of_run(run, variants) if run is not None else _of_preset(preset, variants, classes=classes)
+    if run is None:
+        contestants = _of_preset(preset or "demo", variants, classes=classes or 19)
+    else:
+        for option, value in (("--preset", preset), ("--variants", variants), ("--classes", classes)):
+            if value is not None:
+                raise MmsegError(option, "stands beside --run, which is one network", "leave out one of the two")
+        contestants = _of_run(run)
     folder = _report_folder(out)
-    where = runtime.pick_device(device)
+    where = runtime.pick_device(device, where="--device")
     with screen.Screen("bench predict", unit="rounds") as show:
         show.begin(total=len(contestants) * rounds)
         result = room.run(
@@ -117,14 +125,12 @@ def predict(
     screen.panel("bench predict", [("report", f"{folder}/predict.md, predict.json")], next_command=None)
 
 
-def _of_run(run: Path, variants: str | None) -> dict[str, Contestant]:
+def _of_run(run: Path) -> dict[str, Contestant]:
     """One trained network."""
     from mmseg_cli.bench.predict import Contestant
     from mmseg_cli.models import weights
     from mmseg_cli.prediction.model import require_run
 
-    if variants is not None:
-        raise MmsegError("--variants", "stands beside --run, which is one network", "leave out one of the two")
     require_run(run)
     network, record = weights.load_network(run)
     if record["task"] != "segmentation":

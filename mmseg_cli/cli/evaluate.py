@@ -55,7 +55,6 @@ def evaluate(
         protocol, augmented = _protocols(section)
         medium, large = section.object_sizes
         with screen.Screen(f"evaluate/{run}", unit="images") as show, _stopped(paths.evidence / run):
-            show.begin(total=len(store.split("val")))
             result = run_evaluation(
                 paths.run("train", run),
                 store,
@@ -77,6 +76,7 @@ def evaluate(
                 limit=None if section.memory_gib is None else int(section.memory_gib * 2**30),
                 device=runtime.pick_device(params.runtime.device),
                 workers=params.runtime.workers,
+                begin=lambda images: show.begin(total=images),
                 advance=show.advance,
                 note=show.note,
                 warn=show.warn,

@@ -53,6 +53,8 @@ def export(
     network, record = weights.load_network(run)
     if record["task"] != "segmentation":
         raise MmsegError(run, "is not a segmentation network", "give a run of the train stage")
+    for path in files.values() if out is None else ():  # a name that nobody chose
+        room.require_own(path, record)
     runtime.limit_threads(threads)
     checked_on = room.pictures_for(run, record, images)
     if not checked_on.real:

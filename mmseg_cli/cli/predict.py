@@ -64,7 +64,10 @@ def protocol_of(scales: str, flip: bool, window: str | None, overlap: float | No
             )
     elif overlap is not None:
         raise MmsegError("--overlap", "is of windows, and there are none", "add --window, or leave it out")
-    return Protocol(numbers, flip, size, PLAIN.overlap if overlap is None else overlap)
+    try:
+        return Protocol(numbers, flip, size, PLAIN.overlap if overlap is None else overlap)
+    except MmsegError as error:
+        raise MmsegError(f"--{error.where}", error.what, error.todo) from None
 
 
 def predict(
@@ -204,7 +207,12 @@ def predict(
             limit=limit,
             at_once=batch,
             threads=threads,
-            without={"INPUT": inputs, "--overlay": overlay, "--probabilities": probabilities},
+            without={
+                "INPUT": inputs,
+                "--overlay": overlay,
+                "--probabilities": probabilities,
+                "--classes train": classes == "train",
+            },
         )
         return
     for option, value in (("--root", root), ("--threshold", threshold), ("--data", data)):
@@ -251,7 +259,8 @@ def predict(
             )
     except KeyboardInterrupt:
         raise Interrupted(out, signal.SIGINT, "stopped by Ctrl-C, what was predicted is kept") from None
-    _tell(outcome, outputs, source=source, asked=classes, protocol=loaded.segmenter.protocol.text())
+    words = loaded.segmenter.protocol.text() + ("" if precision == "float32" else f", {precision}")
+    _tell(outcome, outputs, source=source, asked=classes, protocol=words)
 
 
 def _tell(outcome: Outcome, outputs: Outputs, *, source: Path, asked: str, protocol: str) -> None:
@@ -266,8 +275,8 @@ def _tell(outcome: Outcome, outputs: Outputs, *, source: Path, asked: str, proto
         tall, wide = outcome.smallest
         protocol += f", but {outcome.windows} in windows of {tall}x{wide} or more"
         screen.warn(
-            f"{outcome.windows} of the images did not fit into the memory and were predicted in windows, which see less"
-            " around a pixel: their labels differ from those of whole images (more --memory, or a --window of your own)"
+            f"{outcome.windows} of the images did not fit into the memory: predicted in windows, which see less around"
+            " a pixel, labels differ from those of whole images (give more --memory, or a --window of your own)"
         )
     lines = [
         ("network", str(source)),
@@ -277,6 +286,8 @@ def _tell(outcome: Outcome, outputs: Outputs, *, source: Path, asked: str, proto
     ]
     if asked == "ids" and not outputs.own_ids:
         lines.append(("note", f"not all ids of {outputs.space.name} are numbers from 0 to 255"))
+    for kind, written in (("overlays", outputs.overlay), ("probabilities", outputs.probabilities)):
+        lines += [(kind, f"{outputs.folder}/{kind}")] if written else []
     lines += [("film", str(path)) for path in outcome.films]
     screen.panel(f"predicted {outputs.space.name}", lines, next_command=None)
     for line in outcome.failures:

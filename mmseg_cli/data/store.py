@@ -218,6 +218,12 @@ class Store:
         """`segmentation` or `classification`."""
         return str(self.manifest["task"])
 
+    @property
+    def title(self) -> str:
+        """The dataset as people call it."""
+        generated = self.manifest["parameters"].get("source") == "synthetic"
+        return ("generated " if generated else "") + str(self.manifest["dataset"])
+
     @cached_property
     def space(self) -> LabelSpace:
         """The classes, in training order."""

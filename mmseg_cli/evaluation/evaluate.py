@@ -103,6 +103,7 @@ def evaluate(
     limit: int | None,
     device: torch.device,
     workers: int,
+    begin: Callable[[int], None],
     advance: Callable[[], None],
     note: Callable[[str], None],
     warn: Callable[[str], None],
@@ -121,6 +122,7 @@ def evaluate(
         run_official: hold our IoU against that of the benchmark's own program on the PNGs that were written.
         examples: of each of the best, median and worst images, on the page.
         precision, fold, compile, channels_last, limit: see `mmseg_cli.evaluation.on_torch.segmenter`.
+        begin: told how many images there are, once all that is asked for can be done.
         advance: called after each image.
         note: called with a line on what goes on.
         warn: called with a line that a reader must know.
@@ -130,8 +132,6 @@ def evaluate(
             program finds another IoU.
         ResourceError: the limit does not suffice.
     """
-    for folder in {metrics_file.parent, page_folder.parent}:
-        require_writable(folder)
     trained, record = weights.load_network(run, expected=network)
     if record["task"] != "segmentation":
         raise MmsegError(run, "is not a segmentation network", "evaluate a run of the train stage")
@@ -165,6 +165,9 @@ def evaluate(
     seen = len(set(store.names("train")) & set(names))
     if seen:
         warn(f"{seen} of {len(names)} val images are in train as well: these figures say nothing about new images")
+    for folder in {metrics_file.parent, page_folder.parent}:
+        require_writable(folder)
+    begin(len(split))
     for left in page_folder.parent.glob(f".{page_folder.name}.*"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     with new_folder(page_folder) as folder:
@@ -200,7 +203,7 @@ def evaluate(
                 split,
                 space,
                 title=title,
-                dataset=str(store.manifest["dataset"]),
+                dataset=store.title,
                 protocol=f"{protocol.text()}, {precision}",
                 augmented=None if augmented is None else augmented.text(),
                 official=figures["official"] and _official_line(figures["official"]),
@@ -215,6 +218,7 @@ def evaluate(
             **figures,
             "images": len(split),
             "images_also_in_train": seen,
+            "dataset": store.title,
             "split": "val",
             "label_space": space.name,
             "weights_sha256": sha256(run / weights.WEIGHTS),

@@ -58,7 +58,9 @@ class Protocol:
     def __post_init__(self) -> None:
         if not self.scales or not all(0 < scale <= 16 for scale in self.scales):
             raise MmsegError(
-                "scales", f"{list(self.scales)} are not scales", "give numbers such as 0.5,1,2, at most 16"
+                "scales",
+                f"{', '.join(f'{scale:g}' for scale in self.scales) or 'none'}: not above 0 and at most 16",
+                "give numbers such as 0.5,1,2",
             )
         if self.window is not None and min(self.window) < 1:
             raise MmsegError("window", f"{list(self.window)} is not a size", "give a height and a width in pixels")

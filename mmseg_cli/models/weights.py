@@ -35,13 +35,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU.
 
     Raises:
-        MmsegError: the file is missing or damaged.
+        MmsegError: the file is missing, unreadable or damaged.
     """
     try:
         return load(path.read_bytes())
     except FileNotFoundError:
         raise MmsegError(path, "missing", "run the stage that writes it, or `dvc checkout`") from None
-    except (SafetensorError, OSError, ValueError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise MmsegError(path, f"cannot be read ({error.strerror})", "check its permissions and its disk") from error
+    except (SafetensorError, ValueError, json.JSONDecodeError) as error:
         raise MmsegError(path, f"is damaged ({error})", "run the stage that writes it again") from error
 
 

@@ -97,12 +97,6 @@ def rungs(run: Path, record: Mapping[str, Any]) -> list[tuple[str, Store | None]
     return [(stage, before.get(stage)) for stage in record["ladder"][:-1]] + [(record["ladder"][-1], last)]
 
 
-def dataset_name(store: Store) -> str:
-    """A store's dataset as people call it."""
-    parameters = store.manifest["parameters"]
-    return ("generated " if parameters.get("source") == "synthetic" else "") + str(store.manifest["dataset"])
-
-
 def interval(matrices_NKK: NDArray[np.int64], *, seed: int = 0) -> tuple[float, float]:
     """A 95 % percentile bootstrap interval of mIoU over the choice of images (Efron 1979).
 
@@ -206,7 +200,7 @@ def text(
         "",
         *_table(
             ("stage", "data"),
-            [(stage, "not at hand" if store is None else dataset_name(store)) for stage, store in rungs],
+            [(stage, "not at hand" if store is None else store.title) for stage, store in rungs],
         ),
         "",
         f"The last one's manifest.json has the SHA-256 `{record['data_manifest_sha256']}`.",

@@ -11,8 +11,9 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,9 +26,9 @@ from mmseg_cli.data.sources import synthetic
 from mmseg_cli.data.sources.scenes.render import render
 from mmseg_cli.errors import MmsegError
 from mmseg_cli.files import atomic, require_writable
-from mmseg_cli.prediction import origin, pictures
-from mmseg_cli.prediction.card import dataset_name
-from mmseg_cli.prediction.onnx import INPUT, INSTALL, KEY, OUTPUT, Forward, open_content
+from mmseg_cli.prediction import origin
+from mmseg_cli.prediction.inputs import Input, find
+from mmseg_cli.prediction.onnx import INPUT, INSTALL, KEY, OUTPUT, Forward, open_content, open_onnx
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,7 +41,6 @@ OPSET = 18  # of ONNX; onnxruntime since 1.14 runs it
 RUN_KEYS = (*("variant", "seed", "network", "ladder", "recipe", "fingerprint"), origin.KEY, "initial_weights_sha256")
 AGREEMENT = 0.999  # the share of pixels that must get the same label
 IMAGES = 8
-SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"))
 GENERATED = (256, 512)  # (height, width) of scenes, where there are no images
 ODD = (97, 161)  # (height, width) of one more picture: no size is assumed
 
@@ -197,6 +197,24 @@ def opened(form: Format, content: bytes, *, where: Path, threads: int | None) ->
     return forward
 
 
+def require_own(path: Path, record: Mapping[str, Any]) -> None:
+    """Raise MmsegError where a file is there that was not exported from these very weights."""
+    if not path.exists():
+        return
+    weights = None
+    with suppress(MmsegError, OSError, ValueError, KeyError, zipfile.BadZipFile):
+        if path.suffix == FORMATS["onnx"]:
+            weights = open_onnx(path)[1]["weights_sha256"]
+        else:
+            with zipfile.ZipFile(path) as archive:
+                (member,) = (name for name in archive.namelist() if name.endswith(f"/{KEY}"))
+                weights = json.loads(archive.read(member))["weights_sha256"]
+    if weights != record["weights_sha256"]:
+        raise MmsegError(
+            path, "is there, and is not of this training", "name another with --out, or this to replace it"
+        )
+
+
 # -------------------------------------------------------------------------------------------------------------- parity
 
 
@@ -212,17 +230,16 @@ def pictures_for(run: Path, record: Mapping[str, Any], folder: Path | None) -> P
     if folder is not None:
         if not folder.is_dir():
             raise MmsegError(folder, "is not a folder", "give a folder of images")
-        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
-        if not files:
-            raise MmsegError(folder, "holds no images", f"give a folder of {', '.join(sorted(SUFFIXES))}")
-        chosen = [files[place] for place in _spread(len(files))]
-        read = [pictures.read_picture(pictures.read_content(path), str(path)) for path in chosen]
+        found = [part for part in find([str(folder)]).parts if isinstance(part, Input)]
+        if not found:
+            raise MmsegError(folder, "holds no images", "give a folder of photographs")
+        read = [found[place].read() for place in _spread(len(found))]
         return Pictures(read, f"{len(read)} images of {folder}", real=True)
     store = origin.find_store(str(record.get(origin.KEY)), below=origin.projects(run))
     if store is not None and "val" in store.manifest["splits"]:
         split = store.split("val")
         read = [split.image(place) for place in _spread(len(split))]
-        return Pictures(read, f"{len(read)} images of val of {dataset_name(store)}", real=True)
+        return Pictures(read, f"{len(read)} images of val of {store.title}", real=True)
     height, width = GENERATED
     scenes = [render(synthetic.stream(0, "frames-val", number), height=height, width=width) for number in range(4)]
     return Pictures([scene.image_HWC for scene in scenes], f"{len(scenes)} generated street scenes", real=False)

@@ -118,12 +118,14 @@ def write_as_labels(
     origin = require_unseen(model, names, data=data)
     frames = [frame for frame, _ in task.items]
     key = identity(model, frames, target=target, threshold=threshold, ids=task.own_ids.tolist())
+    require_writable(out)
     for path, leads_to in task.links.items():
         _link(out / path, leads_to)
-    if not _is_done(task, out, key):
+    about = _about(model, target, threshold, origin, images=len(frames), key=key)
+    if not _is_done(task, out, about):
         with work_folder(out / ABOUT, key) as work:
             pixels_2K = _label(model, task, work, threshold=threshold, show=show)
-            write_json(out / ABOUT, _about(model, target, threshold, origin, pixels_2K, len(frames), key))
+            write_json(out / ABOUT, about | _shares(model, pixels_2K))
             _publish(work / LABELS, out / task.folder)
     about = read_json(out / ABOUT, todo="remove it")
     return Labelled(
@@ -137,17 +139,8 @@ def write_as_labels(
     )
 
 
-def _about(
-    model: Model,
-    target: str,
-    threshold: float,
-    origin: Origin,
-    pixels_2K: NDArray[np.int64],
-    images: int,
-    key: str,
-) -> dict[str, Any]:
-    given_K, kept_K = pixels_2K
-    shares = zip(model.space.classes, given_K.tolist(), kept_K.tolist(), strict=True)
+def _about(model: Model, target: str, threshold: float, origin: Origin, *, images: int, key: str) -> dict[str, Any]:
+    """What the labels are made by and from."""
     return {
         "target": target,
         "teacher": {
@@ -162,10 +155,18 @@ def _about(
         "limit_bytes": model.limit,
         "threshold": threshold,
         "images": images,
+        "key": key,
+    }
+
+
+def _shares(model: Model, pixels_2K: NDArray[np.int64]) -> dict[str, Any]:
+    """How much got a label."""
+    given_K, kept_K = pixels_2K
+    shares = zip(model.space.classes, given_K.tolist(), kept_K.tolist(), strict=True)
+    return {
         "kept": int(kept_K.sum()) / max(1, int(given_K.sum())),
         "kept_by_class": {name: kept / given if given else None for name, given, kept in shares},
         "pixels_by_class": dict(zip(model.space.classes, kept_K.tolist(), strict=True)),
-        "key": key,
     }
 
 
@@ -217,8 +218,11 @@ def _publish(made: Path, place: Path) -> None:
         raise refusal(place, error) from error
 
 
-def _is_done(task: Task, out: Path, key: str) -> bool:
+def _is_done(task: Task, out: Path, about: dict[str, Any]) -> bool:
     """Whether an earlier call wrote these very labels.
+
+    Args:
+        about: what labels.json says of them.
 
     Raises:
         MmsegError: others are there.
@@ -227,8 +231,17 @@ def _is_done(task: Task, out: Path, key: str) -> bool:
     there = (out / task.folder).exists()
     if known is None and not there:
         return False
-    if not isinstance(known, dict) or known.get("key") != key:
-        what = "holds labels of another teacher, threshold, protocol or of other images"
+    if not isinstance(known, dict):
+        raise MmsegError(out, f"holds labels, but no {ABOUT} that says what they are", "give another --out")
+    if known.get("key") != about["key"]:
+        weights = [each.get("weights_sha256") for each in (known.get("teacher", {}), about["teacher"])]
+        differing = ["teacher"] if weights[0] != weights[1] else []
+        differing += [
+            name
+            for name in ("target", "protocol", "precision", "limit_bytes", "threshold")
+            if fingerprint(known.get(name)) != fingerprint(about[name])  # a tuple has become a list
+        ]
+        what = f"holds labels made otherwise ({', '.join(differing) or 'images'})"
         raise MmsegError(out, what, "give another --out, or remove it")
     return there
 
@@ -239,7 +252,6 @@ def _require_apart(out: Path, root: Path) -> None:
         raise MmsegError("--out", f"{out} lies in, or around, the dataset, which is only read", "give another place")
     if out.exists() and not out.is_dir():
         raise MmsegError("--out", f"{out} is a file", "name a folder")
-    require_writable(out)
 
 
 def _link(path: Path, leads_to: Path) -> None:
@@ -330,4 +342,4 @@ def _require_split(split: str, allowed: Sequence[str]) -> None:
     if split in ("val", "test"):
         raise MmsegError(OPTION, f"{split} is what networks are judged on", f"label {' or '.join(allowed)}")
     if split not in allowed:
-        raise MmsegError(OPTION, f"no split {split!r} to label", f"choose {LAYOUTS}")
+        raise MmsegError(OPTION, f"no split {split!r} to label" if split else "names no split", f"choose {LAYOUTS}")

@@ -12,6 +12,7 @@ from mmseg_cli.errors import MmsegError
 from mmseg_cli.evaluation.segmenter import PLAIN, Arrays, Protocol, Segmenter, normalisation
 from mmseg_cli.names import unknown_name
 
+LISTED = 6  # runs that a message names
 SHARE = 0.5  # of the memory that is free: what a prediction takes where nobody sets a limit
 
 Precision = Literal["float32", "bfloat16"]
@@ -96,10 +97,10 @@ def require_run(source: Path) -> None:
         raise MmsegError(source, "there is no such folder", f"give that of a run, such as {example}")
     if not (source / "record.json").is_file():
         inside = sorted(path.parent.name for path in source.glob("*/record.json"))
-        what = f"is no run, but holds {', '.join(inside[:4])}" if inside else "is no run (it has no record.json)"
-        raise MmsegError(
-            source, what, f"give one of them, as in {source}/{inside[0]}" if inside else f"such as {example}"
-        )
+        if not inside:
+            raise MmsegError(source, "is no run (it has no record.json)", f"give a folder such as {example}")
+        listed = ", ".join(inside[:LISTED]) + (f" and {len(inside) - LISTED} more" if len(inside) > LISTED else "")
+        raise MmsegError(source, f"is no run, but holds {listed}", f"give one of them, as in {source}/{inside[0]}")
 
 
 def _of_onnx(source: Path, *, protocol: Protocol, limit: int | None, at_once: int | None, threads: int | None) -> Model:
@@ -142,7 +143,7 @@ def _of_run(
     if record["task"] != "segmentation":
         raise MmsegError(source, "is not a segmentation network", "give a run of the train stage")
     runtime.limit_threads(threads)
-    where = runtime.pick_device(device)
+    where = runtime.pick_device(device, where="device")
     space = LabelSpace.from_json(record["label_space"])
     segmenter = on_torch.segmenter(
         network,

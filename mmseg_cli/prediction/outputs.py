@@ -6,8 +6,8 @@
     DIR/overlays/NAME.png       the classes' colours over the image
     DIR/probabilities/NAME.npz  `probabilities` float16 KHW and `classes`, their names
 
-The label is written last: where it exists, the others of its picture do. Results that are older than the file they were
-made from are removed when the folder is opened, and made again, as `make` would.
+The label is written last. A picture is done where all of its results are there and not empty. Results that are older
+than the file they were made from are removed when the folder is opened, and made again, as `make` would.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import importlib.metadata
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,6 +36,8 @@ from mmseg_cli.runtime import only_one
 
 SOURCES, LOCK = "sources.json", ".lock"
 LABELS, OVERLAYS, PROBABILITIES = RESULTS
+SUFFIXES = {LABELS: ".png", OVERLAYS: ".png", PROBABILITIES: ".npz"}
+FILM = ".mp4"  # of overlays
 ALPHA = 0.5  # of the class's colour over the image
 TODO = "choose another --out, or repeat the command that made it"
 CODECS = ("libx264", "mpeg4")  # the first that this PyAV has
@@ -76,14 +78,14 @@ class Outputs:
         """
         if self.overlay:
             picture = overlay(image_HWC, predicted.classes_HW, self.space.colours)
-            with atomic(self.place(OVERLAYS, name, ".png")) as file:
+            with atomic(self.place(OVERLAYS, name)) as file:
                 picture.save(file, "PNG", compress_level=1)  # three times as fast as the default, a tenth larger
         if self.probabilities:
             assert predicted.probabilities_KHW is not None  # they were asked for
             found_KHW = predicted.probabilities_KHW.astype(np.float16)
-            with atomic(self.place(PROBABILITIES, name, ".npz")) as file:
+            with atomic(self.place(PROBABILITIES, name)) as file:
                 np.savez_compressed(file, probabilities=found_KHW, classes=np.array(self.space.classes))
-        with atomic(self.place(LABELS, name, ".png")) as file:
+        with atomic(self.place(LABELS, name)) as file:
             Image.fromarray(self.values_K[predicted.classes_HW]).save(file, "PNG")
 
     @property
@@ -91,13 +93,13 @@ class Outputs:
         """What the labels hold, for people."""
         return "the dataset's own ids" if self.own_ids else f"train ids, 0 to {len(self.values_K) - 1}"
 
-    def place(self, kind: str, name: str, suffix: str) -> Path:
+    def place(self, kind: str, name: str) -> Path:
         """Where a result of a name lies."""
-        return self.folder / kind / f"{name}{suffix}"
+        return self.folder / kind / f"{name}{SUFFIXES[kind]}"
 
     def write_film(self, film: Film) -> Path | None:
         """The overlays of a film as a film; None where there is none of its frames. One that is there stays."""
-        target = self.place(OVERLAYS, film.name, ".mp4")
+        target = self.folder / OVERLAYS / f"{film.name}{FILM}"
         frames = sorted((self.folder / OVERLAYS / film.name).glob("[0-9]*.png"), key=lambda path: int(path.stem))
         if target.exists() or not frames:
             return target if target.exists() else None
@@ -168,17 +170,22 @@ def open_outputs(
     with only_one(folder / LOCK):
         _require_same(folder, wanted)
         _tidy(folder)
-        done = _names(folder / LABELS)
-        known = _sources(folder, sources, done)
-        outdated = _remove_outdated(folder, sources, done)
+        kinds = [LABELS, *([OVERLAYS] if overlay else []), *([PROBABILITIES] if probabilities else [])]
+        done = set.intersection(*(_names(folder, kind) for kind in kinds))
+        before = _sources(folder)
+        renamed = _renamed(sources, before)
+        known = {name: source for name, source in before.items() if name not in renamed} | dict(sources)
+        done -= renamed
+        _require_same_sources(folder, sources, before, done)
+        outdated = _outdated(folder, sources, done)
         done -= outdated
+        for name in renamed | outdated:
+            _remove(folder, name)
         if not (folder / ABOUT).exists():
             write_json(folder / ABOUT, _about(model, wanted, values_K))
-        if known != sources or not (folder / SOURCES).exists():
+        if known != before or not (folder / SOURCES).exists():
             write_json(folder / SOURCES, known)
-        yield Outputs(
-            folder, model.space, values_K, own, overlay, probabilities, frozenset(done - outdated), len(outdated)
-        )
+        yield Outputs(folder, model.space, values_K, own, overlay, probabilities, frozenset(done), len(outdated))
 
 
 def _require_same(folder: Path, wanted: dict[str, Any]) -> None:
@@ -226,27 +233,55 @@ def _about(model: Model, wanted: dict[str, Any], values_K: NDArray[np.uint8]) ->
     }
 
 
-def _sources(folder: Path, sources: Mapping[str, str], done: set[str]) -> dict[str, str]:
-    """The files behind all names, those of commands before this one added."""
+def _sources(folder: Path) -> dict[str, str]:
+    """The files behind all names, as commands before this one left them."""
     path = folder / SOURCES
-    before = read_json(path, todo="choose another --out, or remove the folder") if path.exists() else {}
-    if not isinstance(before, dict):
+    known = read_json(path, todo="choose another --out, or remove the folder") if path.exists() else {}
+    if not isinstance(known, dict):
         raise MmsegError(path, "is not one that `mmseg predict` wrote", "choose another --out")
+    return known
+
+
+def _renamed(sources: Mapping[str, str], before: Mapping[str, str]) -> set[str]:
+    """Names of files that now have another, as they got or lost a neighbour of the same name without suffix."""
+    pairs = [
+        (old, source)
+        for name, source in sources.items()
+        for old in (name.removesuffix(Path(source).suffix), f"{name}{Path(source).suffix}")
+    ]
+    return {old for old, source in pairs if old not in sources and before.get(old) == source}
+
+
+def _require_same_sources(
+    folder: Path, sources: Mapping[str, str], before: Mapping[str, str], done: Collection[str]
+) -> None:
+    """Raise MmsegError where a result is of another file than the one that now has its name."""
     for name, source in sources.items():
+        film = name.endswith("/")
         other = before.get(name, source)
-        if other != source and (f"{name}{0:06d}" if name.endswith("/") else name) in done:
-            what = f"{LABELS}/{name} was made from {shown(str(other))}, not from {shown(source)}"
+        if other != source and (f"{name}{0:06d}" if film else name) in done:
+            place = f"{LABELS}/{name if film else name + SUFFIXES[LABELS]}"
+            what = f"{place} was made from {shown(str(other))}, not from {shown(source)}"
             raise MmsegError(folder, what, "choose another --out")
-    return {**before, **sources}
 
 
-def _names(labels: Path) -> set[str]:
-    """The names whose labels are there."""
-    return {path.relative_to(labels).as_posix().removesuffix(".png") for path in labels.rglob("*.png")}
+def _names(folder: Path, kind: str) -> set[str]:
+    """The names whose results of a kind are there, and not empty."""
+    place, suffix = folder / kind, SUFFIXES[kind]
+    found = (path for path in place.rglob(f"*{suffix}") if path.stat().st_size)
+    return {path.relative_to(place).as_posix().removesuffix(suffix) for path in found}
 
 
-def _remove_outdated(folder: Path, sources: Mapping[str, str], done: set[str]) -> set[str]:
-    """The names whose files have changed since their labels were written; their results are removed."""
+def _remove(folder: Path, name: str) -> None:
+    """Remove all results of a name."""
+    for kind, suffix in SUFFIXES.items():
+        (folder / kind / f"{name}{suffix}").unlink(missing_ok=True)
+    if re.fullmatch(r"\d{6,}", Path(name).name):  # a frame, without which a film is another one
+        (folder / OVERLAYS / f"{Path(name).parent}{FILM}").unlink(missing_ok=True)
+
+
+def _outdated(folder: Path, sources: Mapping[str, str], done: set[str]) -> set[str]:
+    """The names whose files have changed since their labels were written."""
     outdated = set[str]()
     for name, source in sources.items():
         film = name.endswith("/")
@@ -256,12 +291,7 @@ def _remove_outdated(folder: Path, sources: Mapping[str, str], done: set[str]) -
         except OSError:  # reading it will say so
             continue
         older = [one for one in names if (folder / LABELS / f"{one}.png").stat().st_mtime_ns < changed]
-        if film and older:
-            (folder / OVERLAYS / f"{name[:-1]}.mp4").unlink(missing_ok=True)
         outdated.update(older)
-    for name in outdated:
-        for kind, suffix in zip(RESULTS, (".png", ".png", ".npz"), strict=True):
-            (folder / kind / f"{name}{suffix}").unlink(missing_ok=True)
     return outdated
 
 

@@ -217,7 +217,9 @@ def _rgb(image: Image.Image, where: str) -> NDArray[np.uint8]:
         return _grey(np.right_shift(np.asarray(image), 8).astype(np.uint8))
     if mode not in _PLAIN:
         kind = {"I": "32-bit or signed integers", "F": "floating point numbers"}.get(mode, f"Pillow's mode {mode}")
-        raise MmsegError(where, f"holds {kind}, which have no one way to become colours", "convert it to 8-bit RGB")
+        raise MmsegError(
+            where, f"holds {kind}, for which there is no one way to become colours", "convert it to 8-bit RGB"
+        )
     if mode in ("1", "L"):
         return _grey(np.asarray(image.convert("L")))
     image.info.pop("transparency", None)  # Pillow warns of a conversion that drops it

@@ -158,10 +158,12 @@ def test_the_command_writes_both_reports(trained, no_compiler, tmp_path):
     ("args", "match"),
     [
         (["--run", "runs/demo/train/mmbconv-s0", "--variants", "residual"], "--variants: stands beside --run"),
+        (["--run", "runs/demo/train/mmbconv-s0", "--classes", "3"], "--classes: stands beside --run"),
+        (["--run", "runs/demo/train/mmbconv-s0", "--preset", "demo"], "--preset: stands beside --run"),
         (["--variants", "nothing"], "nothing"),
         (["--variants", ","], "--variants: is empty"),
         (["--run", "runs/demo/pretrain_imagenet/mmbconv-s0"], "is not a segmentation network"),
-        (["--device", "nothing"], "'nothing' is not usable here"),
+        (["--device", "nothing"], "--device: 'nothing' is not usable here (Expected one of cpu, cuda"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -207,6 +207,21 @@ def damaged_weights(case):
     return EVALUATE, "model.safetensors: is damaged ("
 
 
+def unreadable_weights(case):
+    path = Path("runs/demo/train/mmbconv-s0/model.safetensors")
+    path.unlink()
+    path.mkdir()  # who runs as root may read everything else
+    return EVALUATE, "model.safetensors: cannot be read (Is a directory): check"
+
+
+def an_empty_argument(case):
+    return ("predict", "--root", "", "--out", "out", "photos"), "--root: is empty: give it a value, or leave it out"
+
+
+def an_empty_value(case):
+    return ("predict", "photos", "--run", "runs/demo/train/mmbconv-s0", "--out="), "--out: is empty: "
+
+
 def no_run(case):
     return ("evaluate", "--variant", "residual"), "record.json: missing: run `dvc repro`"
 

@@ -51,6 +51,7 @@ def evaluate(**changes):
         "limit": None,
         "device": torch.device("cpu"),
         "workers": 0,
+        "begin": lambda images: None,
         "advance": lambda: None,
         "note": lambda text: None,
         "warn": warnings.append,
@@ -192,6 +193,8 @@ def test_the_page_shows_what_was_measured(trained):
     found = figures()
     for value in (found["mean_iou"], found["pixel_accuracy"], found["boundaries"][1]["mean_f1"]):
         assert f"{100 * value:.2f}" in text
+    assert found["dataset"] == open_store(Path("data/demo/cityscapes")).title
+    assert f"- dataset: {found['dataset']}\n" in text
     for name in open_store(Path("data/demo/cityscapes")).names("val"):
         assert name in text.replace("\\", "")  # of what markdown would take for its own
     assert "cityscapesscripts on the written PNGs against the labels of the store" in text
@@ -297,6 +300,14 @@ def test_ctrl_c_leaves_what_was_there(trained):
     assert done.stderr.splitlines()[-1].startswith("mmseg: error: ")
     assert "stopped by Ctrl-C, what was there before stays" in done.stderr.splitlines()[-1]
     assert {folder: trees.contents(folder) for folder in (EVIDENCE, PAGE.parent)} == before
+
+
+def test_a_run_that_is_not_there_leaves_nothing(trained, mmseg):
+    done = mmseg("evaluate", "--variant", "mmbconv", "--seed", 7)
+    assert done.code == 2
+    assert "mmbconv-s7/record.json: missing" in done.one_error()
+    assert done.err.count("\n") == 1
+    assert not EVIDENCE.with_name("mmbconv-s7").exists()
 
 
 def test_a_network_that_gives_nan_has_no_figures(trained):

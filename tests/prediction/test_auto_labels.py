@@ -194,6 +194,7 @@ def refusal(model, root, out, target=EXTRA, **more):
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
     assert not list(Path(out).rglob("*.png"))
+    assert not Path(out).is_dir() or list(Path(out).iterdir())  # no empty folder is left
     return str(caught.value)
 
 
@@ -330,12 +331,16 @@ def test_labels_of_another_teacher_are_never_mixed_in(root, teacher, tmp_path):
     label(other, root, out)
     assert other.segmenter.predicted == 3
     before = trees.contents(out / "gtCoarse")
-    for changed in ({"model": teacher()}, {"threshold": 0.9}, {"target": "cityscapes/train"}):
-        with pytest.raises(MmsegError, match="holds labels of another teacher, threshold, protocol"):
+    for changed, words in (
+        ({"model": teacher()}, "teacher"),
+        ({"threshold": 0.9}, "threshold"),
+        ({"target": "cityscapes/train"}, "target"),
+    ):
+        with pytest.raises(MmsegError, match=rf"holds labels made otherwise \({words}\)"):
             label(changed.pop("model", other), root, out, **changed)
     assert trees.contents(out / "gtCoarse") == before
     (out / "labels.json").unlink()
-    with pytest.raises(MmsegError, match="holds labels of another teacher"):
+    with pytest.raises(MmsegError, match="holds labels, but no labels.json"):
         label(other, root, out)
 
 

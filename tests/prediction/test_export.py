@@ -271,7 +271,7 @@ def test_a_file_of_other_labels_is_not_left_behind(trained, mmseg, monkeypatch, 
     file = Path(f"mmbconv-s0{export.FORMATS[form]}")
     file.write_bytes(b"before")
     before = trees.snapshot(trained)
-    done = mmseg("export", "--run", RUN, "--format", form)
+    done = mmseg("export", "--run", RUN, "--out", file)
     assert done.code == 2
     assert re.search(rf"{file}: only [\d.]+ % of the pixels get the label that torch gives them", done.one_error())
     assert trees.snapshot(trained) == before
@@ -483,6 +483,23 @@ def test_other_parameters_are_not_passed_off_as_the_run_s(trained, mmseg, change
     assert "its parameters are not at hand" in Path("mmbconv-s0.md").read_text()
 
 
+@pytest.mark.parametrize("form", ["onnx", "torch"])
+def test_a_network_of_another_training_is_not_replaced_unasked(trained, mmseg, form):
+    file = Path(f"mmbconv-s0{export.FORMATS[form]}")
+    wanted = ["export", "--format", form, "--run"]
+    assert mmseg(*wanted, RUN).code == 0
+    assert mmseg(*wanted, RUN).code == 0  # its own it may
+    other = RUN.parents[1] / "pretrain_mapillary" / RUN.name
+    before = trees.contents(trained)
+    done = mmseg(*wanted, other)
+    assert (done.code, f"{file}: is there, and is not of this training" in done.one_error()) == (2, True)
+    assert trees.contents(trained) == before
+    file.write_text("somebody's")
+    assert "is not of this training" in mmseg(*wanted, RUN).one_error()
+    assert file.read_text() == "somebody's"
+    assert mmseg(*wanted, other, "--out", file).code == 0
+
+
 def test_figures_of_other_weights_are_left_out(trained):
     own = sha256(RUN / "model.safetensors")
     found = card.measured(RUN, own)
@@ -539,7 +556,7 @@ def test_the_terms_are_those_of_the_data_of_every_rung(trained):
     assert card.terms(rungs, space) == [card.TERMS[name] for name in stores]
     generated = stores["mapillary"]
     generated.manifest["parameters"]["source"] = "synthetic"
-    assert card.dataset_name(generated) == "generated mapillary"
+    assert generated.title == "generated mapillary"
     assert card.terms([("train", generated), ("train", None)], space) == [
         f"mapillary, {card.GENERATED}",
         card.TERMS["cityscapes"],

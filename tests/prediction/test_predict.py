@@ -218,7 +218,7 @@ def test_a_limit_that_is_too_small_says_so(photos, mmseg):
     done = mmseg("predict", photos, "--model", "net.onnx", "--out", "wide", "--memory", 0.005)
     assert done.code == 0
     assert "whole images, but 1 in windows of " in done.out
-    assert "1 of the images did not fit into the memory and were predicted in windows" in done.err
+    assert "1 of the images did not fit into the memory: predicted in windows" in done.err
 
 
 def test_an_error_of_ours_is_not_taken_for_one_of_the_image(photos, mmseg, network):
@@ -271,6 +271,30 @@ def test_a_file_that_was_replaced_is_predicted_anew(photos, mmseg, network):
     assert "1 predicted (1 of them anew, as their files have changed), 2 done before" in done.out
     os.utime(photos / "sub/green.jpg", (0, 0))
     assert "3 images, 3 done before" in mmseg("predict", photos, *GIVEN, "--overlay").err
+
+
+@pytest.mark.parametrize("harm", ["gone", "empty", "no label"])
+def test_what_is_not_whole_is_not_done(photos, mmseg, network, harm):
+    assert mmseg("predict", photos, *GIVEN, "--overlay").code == 0
+    before = trees.contents(Path("out"))
+    result = Path("out/labels/red.png" if harm == "no label" else "out/overlays/red.png")
+    result.write_bytes(b"") if harm == "empty" else result.unlink()
+    done = mmseg("predict", photos, *GIVEN, "--overlay")
+    assert (done.code, network.images) == (0, 4), done.err
+    assert "1 predicted, 2 done before" in done.out
+    assert trees.contents(Path("out")) == before
+
+
+def test_a_file_that_gets_a_neighbour_of_its_name_is_not_mixed_up_with_it(photos, mmseg, network):
+    assert mmseg("predict", photos, *GIVEN).code == 0
+    made.plain(made.BLUE, size=(24, 16)).save(photos / "red.jpg")
+    assert mmseg("predict", photos, *GIVEN).code == 0
+    assert sorted(path.name for path in Path("out/labels").glob("*.png")) == ["red.jpg.png", "red.png.png"]
+    assert [label(name)[0, 0] for name in ("red.png", "red.jpg")] == [7, 26]
+    (photos / "red.png").unlink()
+    assert mmseg("predict", photos, *GIVEN).code == 0
+    assert label("red")[0, 0] == 26
+    assert not Path("out/labels/red.jpg.png").exists()
 
 
 def test_a_film_that_was_replaced_leaves_nothing_of_the_other(network, mmseg):
@@ -334,7 +358,7 @@ def test_another_file_of_the_same_name_is_not_taken_for_done(photos, mmseg):
     Path("other").mkdir()
     made.plain(made.BLUE).save("other/red.png")
     line = mmseg("predict", "other/red.png", *GIVEN).one_error()
-    assert f"out: labels/red was made from {Path.cwd()}/photos/red.png, not from {Path.cwd()}/other/red.png" in line
+    assert f"out: labels/red.png was made from {Path.cwd()}/photos/red.png, not from {Path.cwd()}/other/red.png" in line
     assert mmseg("predict", photos, *GIVEN).code == 0  # more of the same
 
 
@@ -418,10 +442,10 @@ def test_a_film_is_predicted_frame_by_frame_and_resumed(network, mmseg):
         (["--out", "out", "--run", "m.onnx"], "--run: m.onnx is an ONNX file: give it as --model"),
         (["--out", "out", "--model", "runs/x"], "--model: runs/x is no .onnx file"),
         ([*GIVEN, "--scales", "1,a"], "--scales: '1,a' is not a list of numbers: write for example 0.5,1,2"),
-        ([*GIVEN, "--scales", "nan"], "scales: [nan] are not scales"),
+        ([*GIVEN, "--scales", "nan"], "--scales: nan: not above 0 and at most 16: give"),
         ([*GIVEN, "--window", "512"], "--window: '512' is not HEIGHTxWIDTH: write for example 512x1024"),
         ([*GIVEN, "--window", "31x500"], "--window: 31x500 is too small to see anything in: give 32x32 or more"),
-        ([*GIVEN, "--window", "32x32", "--overlap", "1"], "overlap: 1.0 is not a share"),
+        ([*GIVEN, "--window", "32x32", "--overlap", "1"], "--overlap: 1.0 is not a share"),
         ([*GIVEN, "--overlap", "0.5"], "--overlap: is of windows, and there are none"),
         ([*GIVEN, "--precision", "bfloat16"], "--precision: an ONNX file runs on the CPU in float32"),
         ([*GIVEN, "--device", "cuda"], "--device: an ONNX file runs on the CPU in float32"),
