@@ -132,7 +132,7 @@ def serve(config: dict[str, Any]) -> None:
     with Path(os.devnull).open("wb") as sink:
         os.dup2(sink.fileno(), 1)  # whatever MLflow prints must not look like a report
     # A scheduler sends them to all of a job: the command then says how the run ended, and the pipe's end is ours.
-    for number in runtime.STOPPING:
+    for number in runtime.SENT_TO_ALL:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     limits = Limits(**config["limits"])

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SENT_TO_ALL = (*STOPPING, signal.SIGHUP)  # by a terminal, a launcher or a scheduler, to every process of a group
 _passed: dict[str, int] = {}  # how often each failpoint was reached
 
 
@@ -136,7 +137,7 @@ def serve_parent(_number: int = 0) -> None:
     A signal to a whole group (Ctrl-C, a launcher, a scheduler) is the trainer's business, which goes on for a step; and
     a reader that outlived a killed trainer would keep its lock.
     """
-    for number in STOPPING:
+    for number in SENT_TO_ALL:
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

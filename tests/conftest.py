@@ -19,7 +19,7 @@ import trees
 from hypothesis import settings
 from ruamel.yaml import YAML
 
-from mmseg_cli.runtime import STOPPING
+from mmseg_cli.runtime import SENT_TO_ALL
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -66,7 +66,7 @@ def run_inside(*args: object) -> Result:
 
     out, err = io.StringIO(), io.StringIO()
     before_args, before_variables = sys.argv, dict(os.environ)
-    before_signals = {number: signal.getsignal(number) for number in (*STOPPING, signal.SIGHUP)}
+    before_signals = {number: signal.getsignal(number) for number in SENT_TO_ALL}
     sys.argv = ["mmseg", *map(str, args)]
     code: Any = 0
     try:
