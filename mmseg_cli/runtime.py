@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from mmseg_cli.errors import Interrupted, MmsegError, ResourceError, ran_out
 
@@ -148,20 +148,24 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
+        self._before: dict[signal.Signals, Any] = {}  # the handlers that are put back
 
-    def _note(self, signal_number: int, _frame: FrameType | None) -> None:
-        if self.signal_number is not None and signal_number == signal.SIGINT:
-            raise KeyboardInterrupt  # the second Ctrl-C means now
+    def _note(self, signal_number: int, frame: FrameType | None) -> None:
+        if self.signal_number is not None and signal_number == signal.SIGINT:  # the second Ctrl-C means now
+            before = self._before[signal.SIGINT]
+            if callable(before):
+                before(signal_number, frame)
+            raise KeyboardInterrupt
         self.signal_number = signal_number
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
         """Replace the handlers of the three signals inside the block."""
-        before = {number: signal.signal(number, self._note) for number in STOPPING}
+        self._before = {number: signal.signal(number, self._note) for number in STOPPING}
         try:
             yield self
         finally:
-            for number, handler in before.items():
+            for number, handler in self._before.items():
                 signal.signal(number, handler)
 
 

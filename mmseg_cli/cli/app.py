@@ -19,7 +19,7 @@ import typer
 
 from mmseg_cli.cli import data, doctor, evaluate, export, plan, predict, train
 from mmseg_cli.cli.bench import bench_app
-from mmseg_cli.cli.common import Preset, example, load, track, with_preset
+from mmseg_cli.cli.common import Preset, dataset_title, example, load, track, with_preset
 from mmseg_cli.cli.submit import submit_app
 from mmseg_cli.errors import INTERRUPTED, Interrupted, MmsegError, ResourceError, ran_out
 
@@ -153,7 +153,7 @@ def _measure_cost(paths: Paths, params: Params, networks: dict[str, dict[str, ob
             show.begin(total=len(networks))
             measured = costs.measure(
                 networks,
-                dataset=store.title,
+                dataset=dataset_title(params),
                 classes=len(store.space.classes),
                 batch=params.cost.batch,
                 height=params.cost.crop[0],
@@ -292,24 +292,29 @@ def _lost_contact(error: Exception) -> MmsegError | None:
     return lost
 
 
-def _tell(known: MmsegError) -> None:
-    """Print the one line, or hand it to the launcher of several processes."""
+def _tell(known: MmsegError, *, secondary: bool) -> None:
+    """Print the one line, or hand it to the launcher of several processes.
+
+    Args:
+        secondary: another process most likely knows better why.
+    """
     line = f"mmseg: error: {known}"
     if "MMSEG_ERRORS" in os.environ:
         from mmseg_cli.training.launch import tell
 
-        if tell(line, secondary=known.exit_code == 1):
+        if tell(line, secondary=secondary):
             return
-    sys.stderr.write(f"{line}\n")
+    with contextlib.suppress(OSError):  # the terminal has gone
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
 
 
-def _end_on_signals() -> list[signal.Signals]:
-    """End on SIGTERM and SIGHUP as on Ctrl-C: what is half written is removed on the way out.
+def _end_on_signals(came: list[signal.Signals]) -> None:
+    """End on SIGTERM, SIGHUP and SIGUSR1 as on Ctrl-C: what is half written is removed on the way out.
 
-    Returns:
-        The signals that came, once they do.
+    Args:
+        came: to which those that come are added.
     """
-    came: list[signal.Signals] = []
 
     def end(number: int, _frame: FrameType | None) -> None:
         came.append(signal.Signals(number))
@@ -317,41 +322,57 @@ def _end_on_signals() -> list[signal.Signals]:
             raise KeyboardInterrupt
         sys.exit(INTERRUPTED + number)
 
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    from mmseg_cli.runtime import SENT_TO_ALL
+
+    for number in SENT_TO_ALL:
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup, or in a script's background
             signal.signal(number, end)
-    return came
+
+
+def _stopped(error: BaseException, came: list[signal.Signals]) -> Interrupted | None:
+    """The error of a command that a signal ended, if it did and the command had no more to say."""
+    number = came[-1] if came else signal.SIGINT if isinstance(error, KeyboardInterrupt) else None
+    if number is None:
+        return None
+    ended = isinstance(error, KeyboardInterrupt) or (
+        isinstance(error, SystemExit) and error.code == INTERRUPTED + number
+    )
+    hung_up = isinstance(error, OSError) and error.errno == errno.EIO  # of the terminal that has gone, on the way out
+    if not ended and not hung_up:
+        return None
+    return Interrupted(" ".join(["mmseg", *sys.argv[1:2]]), number, f"stopped by {number.name}")
 
 
 def _require_values(words: Sequence[str]) -> None:
     """Raise MmsegError for an empty argument, as of a shell's variable that is not set: a path would be this folder."""
     for before, word in pairwise(["", *words]):
         name, equals, value = word.partition("=")
-        if not word or (equals and name.startswith("--") and not value):
-            where = name or (before if before.startswith("-") else "argument")
-            raise MmsegError(where, "is empty", "give it a value, or leave it out")
+        if not word:
+            where = f"the argument after {before}" if before else "the first argument"
+            raise MmsegError(where, "is empty", "give a value, or leave it out")
+        if equals and name.startswith("--") and not value:
+            raise MmsegError(name, "is empty", "give a value, or leave it out")
 
 
 def main() -> None:
     """The entry point: one line for an error that the user can mend, and its exit code."""
     main_thread = threading.current_thread() is threading.main_thread()
-    came = _end_on_signals() if main_thread else []
+    came: list[signal.Signals] = []
     try:
+        if main_thread:
+            _end_on_signals(came)
         _require_values(sys.argv[1:])
         app()
-    except SystemExit as end:
-        if came and end.code == INTERRUPTED + came[-1]:  # and no command had more to say
-            command = " ".join(["mmseg", *sys.argv[1:2]])
-            with contextlib.suppress(OSError):  # the terminal has gone
-                _tell(Interrupted(command, came[-1], f"stopped by {came[-1].name}"))
-        raise
-    except Exception as error:
-        known = error if isinstance(error, MmsegError) else _as_error(error) or _lost_contact(error)
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        stopped = _stopped(error, came)
+        known = stopped or (error if isinstance(error, MmsegError) else None)
+        if known is None and isinstance(error, Exception):
+            known = _as_error(error) or _lost_contact(error)
         if known is None:
             raise
         if main_thread and "MMSEG_ERRORS" in os.environ:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, while this process ends already
         if os.environ.get("MMSEG_DEBUG"):
             traceback.print_exc()
-        _tell(known)
+        _tell(known, secondary=known.exit_code == 1 or stopped is not None)
         sys.exit(known.exit_code)

@@ -54,6 +54,12 @@ def grid_point(params: Params, variant: str | None, seed: int | None) -> tuple[s
     return name, params.ablate.seeds[0] if seed is None else seed
 
 
+def dataset_title(params: Params) -> str:
+    """The dataset of the evaluation, as its preset calls it."""
+    generated = params.datasets[params.evaluate.dataset].source == "synthetic"
+    return ("generated " if generated else "") + params.evaluate.dataset
+
+
 def percent(value: float) -> str:
     """A share as the panels show it."""
     return f"{100 * value:.2f} %"

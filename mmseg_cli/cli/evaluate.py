@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmseg_cli.cli.common import Preset, SeedOption, VariantOption, grid_point, load, percent, track, with_preset
+from mmseg_cli.cli.common import (
+    Preset,
+    SeedOption,
+    VariantOption,
+    dataset_title,
+    grid_point,
+    load,
+    percent,
+    track,
+    with_preset,
+)
 from mmseg_cli.errors import Interrupted, MmsegError
 
 if TYPE_CHECKING:
@@ -63,6 +73,7 @@ def evaluate(
                 confusion_file=paths.evidence / run / "confusion.npz",
                 page_folder=paths.run("evaluate", run),
                 title=f"{run} of {paths.preset}",
+                dataset=dataset_title(params),
                 protocol=protocol,
                 augmented=augmented,
                 counting=Counting(section.boundaries, (medium, large), section.row_bands),

@@ -41,7 +41,7 @@ def export(
     from mmseg_cli.prediction import export as room
 
     files = _files(run, out, _formats(format or []))
-    card = next(iter(files.values())).with_suffix(".md")
+    card = next(iter(files.values())).with_suffix(room.CARD)
     room.require_extras(list(files))
     from mmseg_cli import runtime
     from mmseg_cli.cli import screen
@@ -53,14 +53,15 @@ def export(
     network, record = weights.load_network(run)
     if record["task"] != "segmentation":
         raise MmsegError(run, "is not a segmentation network", "give a run of the train stage")
-    for path in files.values() if out is None else ():  # a name that nobody chose
-        room.require_own(path, record)
+    if out is None:  # a name that nobody chose
+        for suffix in (*room.FORMATS.values(), room.CARD):
+            room.require_own(Path(f"{run.resolve().name}{suffix}"), record)
     runtime.limit_threads(threads)
     checked_on = room.pictures_for(run, record, images)
     if not checked_on.real:
         screen.warn(f"the data of {run} are not at hand: checked on generated scenes; name real ones with --images")
     before = [str(path) for path in (*files.values(), card) if path.exists()]
-    work = f"writing {' and '.join(files)}, then checking on {len(checked_on.images)} images against torch"
+    work = f"making {' and '.join(files)}, checked on {len(checked_on.images)} images before it is written"
     screen.Screen("export", unit="images").note(work)
     found = room.export(network, record, files=files, checked_on=checked_on, threads=threads)
     write_text(card, _card(run, record, network, files=files, found=found, checked_on=checked_on.source))

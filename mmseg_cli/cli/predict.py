@@ -268,7 +268,6 @@ def _tell(outcome: Outcome, outputs: Outputs, *, source: Path, asked: str, proto
     from mmseg_cli.cli import screen
 
     images = f"{outcome.predicted} predicted"
-    images += f" ({outputs.outdated} of them anew, as their files have changed)" if outputs.outdated else ""
     images += f", {outcome.before} done before" if outcome.before else ""
     images += f", {len(outcome.failures)} failed" if outcome.failures else ""
     if outcome.smallest is not None:
@@ -276,7 +275,7 @@ def _tell(outcome: Outcome, outputs: Outputs, *, source: Path, asked: str, proto
         protocol += f", but {outcome.windows} in windows of {tall}x{wide} or more"
         screen.warn(
             f"{outcome.windows} of the images did not fit into the memory: predicted in windows, which see less around"
-            " a pixel, labels differ from those of whole images (give more --memory, or a --window of your own)"
+            " a pixel, so that labels differ from those of whole images (give more --memory, or a --window of your own)"
         )
     lines = [
         ("network", str(source)),
@@ -286,6 +285,8 @@ def _tell(outcome: Outcome, outputs: Outputs, *, source: Path, asked: str, proto
     ]
     if asked == "ids" and not outputs.own_ids:
         lines.append(("note", f"not all ids of {outputs.space.name} are numbers from 0 to 255"))
+    if outputs.removed:
+        lines.append(("note", f"{outputs.removed} results were removed first, as their files had changed"))
     for kind, written in (("overlays", outputs.overlay), ("probabilities", outputs.probabilities)):
         lines += [(kind, f"{outputs.folder}/{kind}")] if written else []
     lines += [("film", str(path)) for path in outcome.films]

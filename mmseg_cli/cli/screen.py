@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -88,7 +89,8 @@ class Screen:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        with suppress(OSError) if error is not None else nullcontext():  # where the terminal has gone, that is no news
+            self._progress.stop()
 
     def begin(self, *, total: int, done: int = 0) -> None:
         """The number of units in all, and those done before."""

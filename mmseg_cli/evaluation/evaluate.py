@@ -90,6 +90,7 @@ def evaluate(
     confusion_file: Path,
     page_folder: Path,
     title: str,
+    dataset: str,
     protocol: Protocol,
     augmented: Protocol | None,
     counting: Counting,
@@ -116,6 +117,7 @@ def evaluate(
         run: the folder of the trained run.
         network: the body's arguments by the preset; the run's must be the same.
         title: of the page.
+        dataset: what the store is of, in words.
         protocol: of all figures but `augmented`'s, which are of another prediction, with test-time augmentation.
         root: the dataset as it was downloaded, whose own label files are better than the store's, and which may have
             instances; None where it is not at hand. See `official.labels_of`.
@@ -203,7 +205,7 @@ def evaluate(
                 split,
                 space,
                 title=title,
-                dataset=store.title,
+                dataset=dataset,
                 protocol=f"{protocol.text()}, {precision}",
                 augmented=None if augmented is None else augmented.text(),
                 official=figures["official"] and _official_line(figures["official"]),
@@ -218,7 +220,7 @@ def evaluate(
             **figures,
             "images": len(split),
             "images_also_in_train": seen,
-            "dataset": store.title,
+            "dataset": dataset,
             "split": "val",
             "label_space": space.name,
             "weights_sha256": sha256(run / weights.WEIGHTS),

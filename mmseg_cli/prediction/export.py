@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 Format = Literal["onnx", "torch"]
 FORMATS: dict[Format, str] = {"onnx": ".onnx", "torch": ".pt2"}  # and the suffix of each one's file
+CARD = ".md"  # the model card, which is beside them
 OPSET = 18  # of ONNX; onnxruntime since 1.14 runs it
 # Of record.json; the last two say where the weights come from, which `mmseg predict --as-labels` asks.
 RUN_KEYS = (*("variant", "seed", "network", "ladder", "recipe", "fingerprint"), origin.KEY, "initial_weights_sha256")
@@ -198,21 +199,23 @@ def opened(form: Format, content: bytes, *, where: Path, threads: int | None) ->
 
 
 def require_own(path: Path, record: Mapping[str, Any]) -> None:
-    """Raise MmsegError where a file is there that was not exported from these very weights."""
+    """Raise MmsegError where a file or a model card is there that is not of these very weights."""
     if not path.exists():
         return
+    wanted = record["weights_sha256"]
     weights = None
     with suppress(MmsegError, OSError, ValueError, KeyError, zipfile.BadZipFile):
-        if path.suffix == FORMATS["onnx"]:
+        if path.suffix == CARD:
+            weights = wanted if wanted in path.read_text(encoding="utf-8") else None
+        elif path.suffix == FORMATS["onnx"]:
             weights = open_onnx(path)[1]["weights_sha256"]
         else:
             with zipfile.ZipFile(path) as archive:
                 (member,) = (name for name in archive.namelist() if name.endswith(f"/{KEY}"))
                 weights = json.loads(archive.read(member))["weights_sha256"]
-    if weights != record["weights_sha256"]:
-        raise MmsegError(
-            path, "is there, and is not of this training", "name another with --out, or this to replace it"
-        )
+    if weights != wanted:
+        todo = "give another name with --out, or this one to replace it"
+        raise MmsegError(path, "is there, and is not of this training", todo)
 
 
 # -------------------------------------------------------------------------------------------------------------- parity

@@ -215,7 +215,7 @@ def unreadable_weights(case):
 
 
 def an_empty_argument(case):
-    return ("predict", "--root", "", "--out", "out", "photos"), "--root: is empty: give it a value, or leave it out"
+    return ("predict", "--root", "", "--out", "out", "photos"), "the argument after --root: is empty: give a value"
 
 
 def an_empty_value(case):

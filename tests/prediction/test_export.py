@@ -494,6 +494,14 @@ def test_a_network_of_another_training_is_not_replaced_unasked(trained, mmseg, f
     done = mmseg(*wanted, other)
     assert (done.code, f"{file}: is there, and is not of this training" in done.one_error()) == (2, True)
     assert trees.contents(trained) == before
+    for name in (f"mmbconv-s0{export.FORMATS['torch' if form == 'onnx' else 'onnx']}", "mmbconv-s0.md"):
+        # nor is one left beside the card of another, nor the card replaced
+        kept = {path: path.rename(f"kept{path.suffix}") for path in Path().glob("mmbconv-s0.*") if path.name != name}
+        Path(name).touch()
+        assert f"{name}: is there, and is not of this training" in mmseg(*wanted, other).one_error()
+        Path(name).unlink()
+        for path, place in kept.items():
+            place.rename(path)
     file.write_text("somebody's")
     assert "is not of this training" in mmseg(*wanted, RUN).one_error()
     assert file.read_text() == "somebody's"

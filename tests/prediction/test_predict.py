@@ -249,37 +249,43 @@ def test_a_second_time_it_predicts_nothing(photos, mmseg, network):
     assert trees.contents(Path("out")) == before
 
 
-def touched(path):
-    """A second later than it was: a file that was replaced after its result was written."""
+def replaced(path, colour, *, seconds):
+    """Another picture in the place of one, written as much later or earlier."""
     stat = Path(path).stat()
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
+    made.plain(colour, size=(24, 16)).save(path)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + seconds * 10**9))
 
 
-def test_a_file_that_was_replaced_is_predicted_anew(photos, mmseg, network):
+@pytest.mark.parametrize("seconds", [10**6, -(10**6)])
+def test_a_file_that_was_replaced_is_predicted_anew(photos, mmseg, network, seconds):
+    """By a newer file, by an older one (`cp -p`), and by one of tomorrow."""
     assert mmseg("predict", photos, *GIVEN, "--overlay").code == 0
     assert label("red")[0, 0] == 7
-    made.plain(made.BLUE, size=(24, 16)).save(photos / "red.png")
-    touched(photos / "red.png")
+    replaced(photos / "red.png", made.BLUE, seconds=seconds)
     network.fail = {4: KeyboardInterrupt()}
     assert mmseg("predict", photos, *GIVEN, "--overlay").code == 130
     assert not Path("out/labels/red.png").exists()  # nor is it taken for done
-    os.utime(photos / "red.png")
     done = mmseg("predict", photos, *GIVEN, "--overlay")
     assert (done.code, network.images, label("red")[0, 0]) == (0, 5, 26)
-    touched(photos / "sub/green.jpg")
+    replaced(photos / "sub/green.jpg", made.GREEN, seconds=seconds)
     done = mmseg("predict", photos, *GIVEN, "--overlay")
-    assert "1 predicted (1 of them anew, as their files have changed), 2 done before" in done.out
-    os.utime(photos / "sub/green.jpg", (0, 0))
+    assert "1 predicted, 2 done before" in done.out
+    assert "1 results were removed first, as their files had changed" in done.out
     assert "3 images, 3 done before" in mmseg("predict", photos, *GIVEN, "--overlay").err
 
 
-@pytest.mark.parametrize("harm", ["gone", "empty", "no label"])
-def test_what_is_not_whole_is_not_done(photos, mmseg, network, harm):
-    assert mmseg("predict", photos, *GIVEN, "--overlay").code == 0
+@pytest.mark.parametrize("harm", ["gone", "empty", "a broken link"])
+@pytest.mark.parametrize("result", ["labels/red.png", "overlays/red.png", "probabilities/red.npz"])
+def test_what_is_not_whole_is_not_done(photos, mmseg, network, result, harm):
+    assert mmseg("predict", photos, *GIVEN, "--overlay", "--probabilities").code == 0
     before = trees.contents(Path("out"))
-    result = Path("out/labels/red.png" if harm == "no label" else "out/overlays/red.png")
-    result.write_bytes(b"") if harm == "empty" else result.unlink()
-    done = mmseg("predict", photos, *GIVEN, "--overlay")
+    path = Path("out", result)
+    path.unlink()
+    if harm == "empty":
+        path.touch()
+    elif harm == "a broken link":
+        path.symlink_to("nowhere")
+    done = mmseg("predict", photos, *GIVEN, "--overlay", "--probabilities")
     assert (done.code, network.images) == (0, 4), done.err
     assert "1 predicted, 2 done before" in done.out
     assert trees.contents(Path("out")) == before
@@ -291,23 +297,68 @@ def test_a_file_that_gets_a_neighbour_of_its_name_is_not_mixed_up_with_it(photos
     assert mmseg("predict", photos, *GIVEN).code == 0
     assert sorted(path.name for path in Path("out/labels").glob("*.png")) == ["red.jpg.png", "red.png.png"]
     assert [label(name)[0, 0] for name in ("red.png", "red.jpg")] == [7, 26]
-    (photos / "red.png").unlink()
+    assert mmseg("predict", photos / "red.png", *GIVEN).code == 0  # it has no neighbour here
+    assert [label(name)[0, 0] for name in ("red", "red.jpg")] == [7, 26]
     assert mmseg("predict", photos, *GIVEN).code == 0
-    assert label("red")[0, 0] == 26
+    assert network.images == 4  # results are renamed
+    (photos / "red.png").unlink()
+    replaced(photos / "red.jpg", made.GREEN, seconds=5)
+    assert mmseg("predict", photos, *GIVEN).code == 0
+    assert label("red")[0, 0] == 8
     assert not Path("out/labels/red.jpg.png").exists()
+
+
+def test_another_file_is_not_taken_for_done_where_a_result_is_missing(photos, mmseg):
+    given = (*GIVEN, "--overlay")
+    assert mmseg("predict", photos / "red.png", *given).code == 0
+    Path("out/overlays/red.png").unlink()
+    Path("other").mkdir()
+    made.plain(made.BLUE).save("other/red.png")
+    before = trees.contents(Path("out"))
+    assert "out: labels/red.png was made from " in mmseg("predict", "other/red.png", *given).one_error()
+    assert trees.contents(Path("out")) == before
 
 
 def test_a_film_that_was_replaced_leaves_nothing_of_the_other(network, mmseg):
     pytest.importorskip("av", reason="films need PyAV")
     made.film(Path("film.mp4"), frames=6, size=(65, 48))
-    assert mmseg("predict", "film.mp4", *GIVEN, "--overlay").code == 0
-    before = Path("out/overlays/film.mp4").read_bytes()
+    given = ("predict", "film.mp4", *GIVEN, "--overlay")
+    assert mmseg(*given).code == 0
+    film = Path("out/overlays/film.mp4")
+    before = film.read_bytes()
+    Path("out/labels/film/000005.png").unlink()  # half of a frame, which no command takes for done
     made.film(Path("film.mp4"), frames=3, size=(65, 48))
-    touched("film.mp4")
-    assert mmseg("predict", "film.mp4", *GIVEN, "--overlay").code == 0
+    done = mmseg(*given)
+    assert done.code == 0, done.err
+    assert "3 predicted" in done.out
+    assert "6 results were removed first" in done.out
     for kind in ("labels", "overlays"):
         assert len(list(Path("out", kind, "film").iterdir())) == 3
-    assert Path("out/overlays/film.mp4").read_bytes() != before
+    shorter = film.read_bytes()
+    assert shorter != before
+    film.write_bytes(b"")
+    assert mmseg(*given).code == 0
+    assert film.read_bytes() == shorter
+
+
+def test_a_film_and_a_folder_of_its_name_are_kept_apart(network, mmseg):
+    pytest.importorskip("av", reason="films need PyAV")
+    for name in ("a", "000001"):
+        made.plain(made.RED, size=(24, 16)).save(Path(".", f"{name}.png"))
+    Path("shots/film").mkdir(parents=True)
+    Path("a.png").rename("shots/film/a.png")
+    made.film(Path("film.mp4"), frames=3, size=(65, 48))
+    assert mmseg("predict", "shots", *GIVEN).code == 0
+    assert mmseg("predict", "film.mp4", *GIVEN).code == 0
+    os.utime("film.mp4", (0, 0))
+    assert mmseg("predict", "film.mp4", *GIVEN).code == 0
+    assert label("film/a")[0, 0] == 7  # not one of the frames
+    Path("000001.png").rename("shots/film/000001.png")
+    assert "labels/film/000001.png was made from" in mmseg("predict", "shots", *GIVEN).one_error()
+    Path("other").mkdir()
+    made.film(Path("other/film.mp4"), frames=3, size=(65, 48))
+    Path("out/labels/film/000000.png").unlink()
+    assert "labels/film/ was made from" in mmseg("predict", "other/film.mp4", *GIVEN).one_error()
 
 
 def test_results_inside_the_input_folder_are_not_predicted(photos, mmseg, network):
