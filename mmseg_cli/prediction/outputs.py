@@ -1,13 +1,12 @@
 """What is written for each picture that was predicted, and what a half-done folder already holds.
 
     DIR/prediction.json         what made it: weights, protocol, classes with ids and colours
-    DIR/sources.json            the file behind each name, its bytes and its time when the command began
+    DIR/sources.json            what the results were made from
     DIR/labels/NAME.png         one channel of 8 bits: the dataset's own label ids, or train ids
     DIR/overlays/NAME.png       the classes' colours over the image
     DIR/probabilities/NAME.npz  `probabilities` float16 KHW and `classes`, their names
 
-The label is written last. A picture is done where all of its results are there and not empty. Results of a file that
-has changed since, which its size or time tells, are removed when the folder is opened, and made again.
+The label is written last. What counts as done: :mod:`mmseg_cli.prediction.results`.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import importlib.metadata
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,42 +24,24 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmseg_cli.data.archives.file import shown
 from mmseg_cli.data.labels import LabelSpace
 from mmseg_cli.errors import MmsegError
 from mmseg_cli.evaluation.segmenter import Predicted
 from mmseg_cli.files import atomic, read_json, require_writable, write_json
+from mmseg_cli.prediction import results
 from mmseg_cli.prediction.inputs import ABOUT, RESULTS, Film
 from mmseg_cli.prediction.model import Model
+from mmseg_cli.prediction.results import FILM, LABELS, OVERLAYS, PROBABILITIES, SUFFIXES
 from mmseg_cli.runtime import only_one
 
-SOURCES, LOCK = "sources.json", ".lock"
-LABELS, OVERLAYS, PROBABILITIES = RESULTS
-SUFFIXES = {LABELS: ".png", OVERLAYS: ".png", PROBABILITIES: ".npz"}
-FILM = ".mp4"  # of overlays
+LOCK = ".lock"
 ALPHA = 0.5  # of the class's colour over the image
 TODO = "choose another --out, or repeat the command that made it"
 CODECS = ("libx264", "mpeg4")  # the first that this PyAV has
 
 _UNFINISHED = re.compile(r"\..*\.(png|npz|mp4)\.[a-z0-9_]{8}")  # what `atomic` leaves behind when it is killed
 
-FRAME = re.compile(r"\d{6,}")  # the name of a film's frame
-
 Colours = Sequence[tuple[int, int, int]]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file that results are made from.
-
-    Attributes:
-        file: absolute path.
-        bytes, modified: its size and the time of its last change in ns; another of either means other results.
-    """
-
-    file: str
-    bytes: int
-    modified: int
 
 
 @dataclass(frozen=True)
@@ -189,15 +170,11 @@ def open_outputs(
     with only_one(folder / LOCK):
         _require_same(folder, wanted)
         _tidy(folder)
-        recorded, now = _recorded(folder), _now(sources)
-        before = _renamed(folder, recorded, now)
-        removed = _remove_changed(folder, before, now)
+        removed = results.bring_up_to_date(folder, sources)
         if not (folder / ABOUT).exists():
             write_json(folder / ABOUT, _about(model, wanted, values_K))
-        if {**before, **now} != recorded or not (folder / SOURCES).exists():
-            write_json(folder / SOURCES, {name: astuple(source) for name, source in {**before, **now}.items()})
         kinds = [LABELS, *([OVERLAYS] if overlay else []), *([PROBABILITIES] if probabilities else [])]
-        done = frozenset.intersection(*(frozenset(_whole(folder, kind)) for kind in kinds))
+        done = results.whole(folder, kinds)
         yield Outputs(folder, model.space, values_K, own, overlay, probabilities, done, removed)
 
 
@@ -244,120 +221,6 @@ def _about(model: Model, wanted: dict[str, Any], values_K: NDArray[np.uint8]) ->
             )
         ],
     }
-
-
-def _recorded(folder: Path) -> dict[str, Source]:
-    """What the results were made from, as commands before this one left it."""
-    path = folder / SOURCES
-    todo = "choose another --out, or remove the folder"
-    content = read_json(path, todo=todo) if path.exists() else {}
-    try:
-        return {name: Source(str(file), int(size), int(modified)) for name, (file, size, modified) in content.items()}
-    except (AttributeError, TypeError, ValueError):
-        raise MmsegError(path, "is not one that `mmseg predict` wrote", todo) from None
-
-
-def _now(sources: Mapping[str, str]) -> dict[str, Source]:
-    """The files as they are now; those that cannot be looked at, which reading will say, are left out."""
-    found = {}
-    for name, file in sources.items():
-        with suppress(OSError):
-            status = Path(file).stat()
-            found[name] = Source(file, status.st_size, status.st_mtime_ns)
-    return found
-
-
-def _renamed(folder: Path, before: Mapping[str, Source], now: Mapping[str, Source]) -> dict[str, Source]:
-    """Give results their file's present name, which a neighbour of the same name without suffix has changed.
-
-    Returns:
-        `before`, by the present names.
-    """
-    known = dict(before)
-    for name, source in now.items():
-        old = _otherwise(name, source, before, now)
-        if old is not None:
-            for one in _results(folder, old):
-                _move(folder, one, name + one.removeprefix(old))
-            known[name] = known.pop(old)
-    return known
-
-
-def _remove_changed(folder: Path, before: Mapping[str, Source], now: Mapping[str, Source]) -> int:
-    """Remove the results of files that have changed.
-
-    Returns:
-        How many pictures have lost their results.
-
-    Raises:
-        MmsegError: a result is of another file than the one that now has its name.
-    """
-    results = {name: _results(folder, name) for name in now}
-    for name, source in now.items():
-        other = _other(name, source, before)
-        if other is not None and results[name]:
-            place = f"{LABELS}/{name if name.endswith('/') else name + SUFFIXES[LABELS]}"
-            what = f"{place} was made from {shown(other)}, not from {shown(source.file)}"
-            raise MmsegError(folder, what, "choose another --out")
-    changed = [name for name, source in now.items() if before.get(name, source) != source]
-    for name in changed:
-        for one in results[name]:
-            _remove(folder, one)
-        if name.endswith("/"):
-            (folder / OVERLAYS / f"{name[:-1]}{FILM}").unlink(missing_ok=True)
-    return sum(len(results[name]) for name in changed)
-
-
-def _other(name: str, source: Source, before: Mapping[str, Source]) -> str | None:
-    """Another file that this name, or one of a film's frames, stood for."""
-    if name in before:
-        return before[name].file if before[name].file != source.file else None
-    if name.endswith("/"):
-        frames = (old for old in before if old.startswith(name) and FRAME.fullmatch(old.removeprefix(name)))
-        return next((before[frame].file for frame in frames), None)
-    film = f"{Path(name).parent}/" if FRAME.fullmatch(Path(name).name) else ""
-    return before[film].file if film in before else None
-
-
-def _otherwise(name: str, source: Source, before: Mapping[str, Source], now: Mapping[str, Source]) -> str | None:
-    """What this file was called before it got, or lost, a neighbour of the same name without suffix."""
-    end = "/" if name.endswith("/") else ""
-    stem, suffix = name.removesuffix("/"), Path(source.file).suffix
-    for old in (stem.removesuffix(suffix) + end, f"{stem}{suffix}{end}"):
-        if old not in now and old in before and before[old].file == source.file:
-            return old
-    return None
-
-
-def _results(folder: Path, name: str) -> set[str]:
-    """The pictures of which there is a result of any kind: of an image itself, of a film and a slash its frames."""
-    if not name.endswith("/"):
-        there = (folder / kind / f"{name}{suffix}" for kind, suffix in SUFFIXES.items())
-        return {name} if any(path.is_file() for path in there) else set()
-    found = ((path, suffix) for kind, suffix in SUFFIXES.items() for path in (folder / kind / name).glob(f"*{suffix}"))
-    return {f"{name}{path.stem}" for path, _ in found if FRAME.fullmatch(path.stem)}
-
-
-def _whole(folder: Path, kind: str) -> set[str]:
-    """The names whose results of a kind are there, and not empty."""
-    place, suffix = folder / kind, SUFFIXES[kind]
-    found = (path for path in place.rglob(f"*{suffix}") if path.is_file() and path.stat().st_size)
-    return {path.relative_to(place).as_posix().removesuffix(suffix) for path in found}
-
-
-def _move(folder: Path, old: str, new: str) -> None:
-    """Give all results of a name another one; what is there already stays."""
-    for kind, suffix in SUFFIXES.items():
-        path, target = (folder / kind / f"{name}{suffix}" for name in (old, new))
-        if path.is_file() and not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(target)
-
-
-def _remove(folder: Path, name: str) -> None:
-    """Remove all results of a name."""
-    for kind, suffix in SUFFIXES.items():
-        (folder / kind / f"{name}{suffix}").unlink(missing_ok=True)
 
 
 def _tidy(folder: Path) -> None:
