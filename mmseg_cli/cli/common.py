@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmseg_cli.errors import MmsegError
+from mmseg_cli.errors import INTERRUPTED, MmsegError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mmseg_cli.params import Params
     from mmseg_cli.paths import Paths
     from mmseg_cli.tracking import Tracker
@@ -52,6 +57,28 @@ def grid_point(params: Params, variant: str | None, seed: int | None) -> tuple[s
     if name not in params.variants:
         raise unknown_name("--variant", name, list(params.variants))
     return name, params.ablate.seeds[0] if seed is None else seed
+
+
+@contextmanager
+def resumable(where: Path, kept: str) -> Iterator[None]:
+    """What a signal ends inside the block says what is left; the same command goes on with it.
+
+    Args:
+        kept: in words, such as "what was predicted is kept".
+
+    Raises:
+        Interrupted: exit code 128 + the signal's number.
+    """
+    from mmseg_cli.runtime import interrupted
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise interrupted(where, signal.SIGINT, kept) from None
+    except SystemExit as end:  # of the other signals, see `app.main`
+        if isinstance(end.code, int) and end.code > INTERRUPTED:
+            raise interrupted(where, end.code - INTERRUPTED, kept) from None
+        raise
 
 
 def dataset_title(params: Params) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import typer
 from typer.core import TyperCommand
 
-from mmseg_cli.cli.common import load, track
-from mmseg_cli.errors import Interrupted, MmsegError
+from mmseg_cli.cli.common import load, resumable, track
+from mmseg_cli.errors import MmsegError
 from mmseg_cli.names import Allowable
 
 if TYPE_CHECKING:
@@ -237,7 +236,10 @@ def prepare(
         _require_report_place(json_report, root=root, store=store)
     replaced = store.exists()
     try:
-        with screen.Screen(f"{'check' if check_only else 'prepare'} {dataset}", unit="items") as show:
+        with (
+            resumable(root, "what was read is kept"),
+            screen.Screen(f"{'check' if check_only else 'prepare'} {dataset}", unit="items") as show,
+        ):
             made = room.prepare(
                 layout,
                 root,
@@ -252,8 +254,6 @@ def prepare(
                 on_start=lambda total: show.begin(total=total),
                 advance=show.advance,
             )
-    except KeyboardInterrupt:
-        raise Interrupted(root, signal.SIGINT, "stopped by Ctrl-C, what was read is kept") from None
     except FaultsFound as found:
         _tell(found.faults, dataset=dataset, root=root, made=None, where=json_report)
         raise

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,10 +16,11 @@ from mmseg_cli.cli.common import (
     grid_point,
     load,
     percent,
+    resumable,
     track,
     with_preset,
 )
-from mmseg_cli.errors import Interrupted, MmsegError
+from mmseg_cli.errors import MmsegError
 
 if TYPE_CHECKING:
     from mmseg_cli.evaluation.segmenter import Protocol
@@ -64,7 +62,10 @@ def evaluate(
             runtime.be_deterministic()
         protocol, augmented = _protocols(section)
         medium, large = section.object_sizes
-        with screen.Screen(f"evaluate/{run}", unit="images") as show, _stopped(paths.evidence / run):
+        with (
+            screen.Screen(f"evaluate/{run}", unit="images") as show,
+            resumable(paths.evidence / run, "what was there before stays"),
+        ):
             result = run_evaluation(
                 paths.run("train", run),
                 store,
@@ -106,15 +107,6 @@ def evaluate(
         lines.append(("official", result.official))
     lines += [("metrics", str(result.metrics_file)), ("page", str(result.page))]
     screen.panel(f"evaluate/{run}", lines, next_command=with_preset(preset, "mmseg ablate"))
-
-
-@contextmanager
-def _stopped(evidence: Path) -> Iterator[None]:
-    """One line for Ctrl-C."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Interrupted(evidence, signal.SIGINT, "stopped by Ctrl-C, what was there before stays") from None
 
 
 def _protocols(section: Evaluate) -> tuple[Protocol, Protocol | None]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from mmseg_cli.cli.common import percent
-from mmseg_cli.errors import Interrupted, MmsegError
+from mmseg_cli.cli.common import percent, resumable
+from mmseg_cli.errors import MmsegError
 
 if TYPE_CHECKING:
     from mmseg_cli.evaluation.segmenter import Protocol
@@ -70,11 +69,8 @@ def teach(
         at_once=at_once,
         threads=threads,
     )
-    try:
-        with Parts("predict") as show:
-            made = write_as_labels(model, target, root, out, threshold=least, data=data, show=show)
-    except KeyboardInterrupt:
-        raise Interrupted(out, signal.SIGINT, "stopped by Ctrl-C, what was labelled is kept") from None
+    with resumable(out, "what was labelled is kept"), Parts("predict") as show:
+        made = write_as_labels(model, target, root, out, threshold=least, data=data, show=show)
     if made.unchecked:
         rungs = ", ".join(made.unchecked)
         screen.warn(f"{rungs}: its data are not at hand, so whether the teacher saw val there is unknown")

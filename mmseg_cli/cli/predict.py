@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-import signal
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from mmseg_cli.cli.common import resumable
 from mmseg_cli.cli.labels import teach
-from mmseg_cli.errors import Interrupted, MmsegError
+from mmseg_cli.errors import MmsegError
 
 if TYPE_CHECKING:
     from mmseg_cli.evaluation.segmenter import Protocol
@@ -237,28 +237,26 @@ def predict(
         at_once=batch,
         threads=threads,
     )
-    try:
-        with (
-            screen.Screen("predict", unit="images") as show,
-            open_outputs(
-                out,
-                loaded,
-                precision=precision,
-                train_ids=classes == "train",
-                overlay=overlay,
-                probabilities=probabilities,
-                sources=room.sources(found),
-            ) as outputs,
-        ):
-            outcome = room.predict(
-                loaded,
-                found,
-                outputs,
-                begin=lambda total, done: show.begin(total=total, done=done),
-                advance=show.advance,
-            )
-    except KeyboardInterrupt:
-        raise Interrupted(out, signal.SIGINT, "stopped by Ctrl-C, what was predicted is kept") from None
+    with (
+        resumable(out, "what was predicted is kept"),
+        screen.Screen("predict", unit="images") as show,
+        open_outputs(
+            out,
+            loaded,
+            precision=precision,
+            train_ids=classes == "train",
+            overlay=overlay,
+            probabilities=probabilities,
+            sources=room.sources(found),
+        ) as outputs,
+    ):
+        outcome = room.predict(
+            loaded,
+            found,
+            outputs,
+            begin=lambda total, done: show.begin(total=total, done=done),
+            advance=show.advance,
+        )
     words = loaded.segmenter.protocol.text() + ("" if precision == "float32" else f", {precision}")
     _tell(outcome, outputs, source=source, asked=classes, protocol=words)
 
@@ -286,7 +284,7 @@ def _tell(outcome: Outcome, outputs: Outputs, *, source: Path, asked: str, proto
     if asked == "ids" and not outputs.own_ids:
         lines.append(("note", f"not all ids of {outputs.space.name} are numbers from 0 to 255"))
     if outputs.removed:
-        lines.append(("note", f"{outputs.removed} results were removed first, as their files had changed"))
+        lines.append(("note", f"removed first, as their files had changed: the results of {outputs.removed}"))
     for kind, written in (("overlays", outputs.overlay), ("probabilities", outputs.probabilities)):
         lines += [(kind, f"{outputs.folder}/{kind}")] if written else []
     lines += [("film", str(path)) for path in outcome.films]

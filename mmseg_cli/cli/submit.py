@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mmseg_cli.cli.common import example, percent
+from mmseg_cli.cli.common import example, percent, resumable
 from mmseg_cli.cli.predict import protocol_of
-from mmseg_cli.errors import Interrupted, MmsegError
+from mmseg_cli.errors import MmsegError
 
 submit_app = typer.Typer(
     no_args_is_help=True,
@@ -84,11 +83,8 @@ def cityscapes(
     about = submission.about_val(model, data=data)
     if about is not None:
         screen.warn(about)
-    try:
-        with Parts("submit") as show:
-            made = submission.submit(model, dataset, out, incomplete=incomplete, skip_val=skip_val, show=show)
-    except KeyboardInterrupt:
-        raise Interrupted(out, signal.SIGINT, "stopped by Ctrl-C, what was predicted is kept") from None
+    with resumable(out, "what was predicted is kept"), Parts("submit") as show:
+        made = submission.submit(model, dataset, out, incomplete=incomplete, skip_val=skip_val, show=show)
     val = made.val
     lines = [
         ("zip", f"{made.zip} ({made.bytes / 2**20:.1f} MiB), read again and right"),

@@ -299,7 +299,7 @@ def test_ctrl_c_leaves_what_was_there(trained):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 130, done.stderr
     assert done.stderr.splitlines()[-1].startswith("mmseg: error: ")
-    assert "stopped by Ctrl-C, what was there before stays" in done.stderr.splitlines()[-1]
+    assert "stopped by SIGINT, what was there before stays" in done.stderr.splitlines()[-1]
     assert {folder: trees.contents(folder) for folder in (EVIDENCE, PAGE.parent)} == before
 
 
