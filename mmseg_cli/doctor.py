@@ -552,8 +552,10 @@ def _share(params: Params, count: int) -> None:
     from mmseg_cli.data import sampling
 
     for name in LADDER:
-        stage = getattr(params, name)
-        for variant in params.ablate.variants if stage.steps else []:
+        for variant in params.ablate.variants:
+            stage = params.section_of(variant, name)
+            if not stage.steps:
+                continue
             try:
                 sampling.at_once(
                     batch=stage.batch,

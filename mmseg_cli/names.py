@@ -12,7 +12,17 @@ from typing import Literal
 
 from mmseg_cli.errors import MmsegError
 
-BLOCK_NAMES: tuple[str, ...] = ("residual", "mbconv", "mmbconv")
+BLOCK_NAMES: tuple[str, ...] = (
+    "residual",
+    "mbconv",
+    "mmbconv",
+    "mmbconv-expand",
+    "mmbconv-project",
+    "mmbconv-grouped",
+    "mmbconv-separable",
+    "mbconv-k7",
+    "fused-mbconv",
+)
 LAYOUT_NAMES: tuple[str, ...] = ("uniform", "pyramid")
 NORM_NAMES: tuple[str, ...] = ("batch", "group")
 ACTIVATION_NAMES: tuple[str, ...] = ("relu", "silu", "hardswish", "gelu")

@@ -24,6 +24,7 @@ from mmseg_cli.errors import MmsegError
 from mmseg_cli.names import BLOCK_NAMES, LADDER, LOSS_NAMES, Allowable, unknown_name
 
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_-]*$"  # names reach a shell and file names
+CLASS = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$"  # package.module:Class
 
 
 def _number(value: Any) -> Any:
@@ -127,9 +128,20 @@ class Network(Section):
 
 
 class Variant(Section):
-    """A row of the ablation: a block, and what else differs from `network`."""
+    """A row of the ablation: a block, and what else differs from the preset's `network` and stages.
 
-    block: Block
+    `class` names a block of the user's own, `package.module:Class`, in place of `block`. `start` is what training
+    starts from: nothing (`scratch`), the ImageNet rung alone, or the whole ladder up to Mapillary Vistas; None is the
+    preset's own. `pretrain_imagenet`, `pretrain_mapillary` and `train` hold the keys of these sections that differ.
+    `match` says what a width or an expansion was solved for; it decides nothing.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True)
+
+    block: Block | None = None
+    class_: Annotated[str, Field(pattern=CLASS)] | None = Field(default=None, alias="class")
+    start: Literal["scratch", "imagenet", "mapillary"] | None = None
+    match: Literal["parameters", "macs", "time"] | None = None
     layout: Literal["uniform", "pyramid"] | None = None
     width: Positive | None = None
     depth: Positive | None = None
@@ -139,6 +151,30 @@ class Variant(Section):
     se_ratio: Fraction | None = None
     norm: Literal["batch", "group"] | None = None
     activation: Literal["relu", "silu", "hardswish", "gelu"] | None = None
+    pretrain_imagenet: dict[str, Any] = {}
+    pretrain_mapillary: dict[str, Any] = {}
+    train: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one_block(self) -> Variant:
+        if (self.block is None) == (self.class_ is None):
+            raise ValueError("name a block, or the class of one of your own, and not both")
+        return self
+
+    def network(self) -> dict[str, Any]:
+        """What it changes of the preset's network, its block included."""
+        own = {key: value for key in Network.model_fields if (value := getattr(self, key)) is not None}
+        return own | {"block": self.block or self.class_}
+
+    def changes(self, stage: str) -> dict[str, Any]:
+        """What it changes of a stage's section."""
+        left_out = {"scratch": ("pretrain_imagenet", "pretrain_mapillary"), "imagenet": ("pretrain_mapillary",)}
+        changed: dict[str, Any] = getattr(self, stage)
+        return changed | ({"steps": 0} if self.start and stage in left_out.get(self.start, ()) else {})
+
+    def rungs(self) -> tuple[str, ...]:
+        """The pretraining rungs that `start` asks for."""
+        return {"imagenet": LADDER[:1], "mapillary": LADDER[:2]}.get(self.start or "", ())
 
 
 class Augment(Section):
@@ -407,9 +443,25 @@ class Params(Section):
             dataset = getattr(self, section).dataset
             if dataset not in self.datasets:
                 raise ValueError(f"{section}.dataset: {dataset!r} is not in datasets")
-        if self.train.steps == 0:
-            raise ValueError("train.steps: must be at least 1, only pretraining can be left out")
+        for variant in self.variants:
+            for stage in LADDER:
+                self._require_section(variant, stage)
         return self
+
+    def _require_section(self, variant: str, stage: str) -> None:
+        """Raise ValueError where a variant makes nothing sensible of a stage."""
+        try:
+            section = self.section_of(variant, stage)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            key = ".".join(str(part) for part in ("variants", variant, stage, *fault["loc"]))
+            raise ValueError(f"{key}: {fault['msg'].removeprefix('Value error, ')}") from None
+        if "dataset" in self.variants[variant].changes(stage):
+            raise ValueError(f"variants.{variant}.{stage}.dataset: the rows of a table have the same data, remove it")
+        if stage == "train" and section.steps == 0:
+            raise ValueError("train.steps: must be at least 1, only pretraining can be left out")
+        if self.variants[variant].start and stage in self.variants[variant].rungs() and section.steps == 0:
+            raise ValueError(f"variants.{variant}.start: {stage}.steps is 0 in this preset, there is no such rung")
 
     def network_of(self, variant: str) -> dict[str, Any]:
         """The explicit arguments of `mmseg_cli.models.unet.UNet` for one variant: `network`, then what it changes.
@@ -417,9 +469,31 @@ class Params(Section):
         Raises:
             MmsegError: `variant` is not in `variants`.
         """
+        return self.network.model_dump() | self._variant(variant).network()
+
+    def section_of(self, variant: str, stage: str) -> Stage:
+        """The parameters of one rung for one variant: the stage's own section, then what the variant changes of it.
+
+        Raises:
+            MmsegError: `variant` is not in `variants`.
+        """
+        section: Stage = getattr(self, stage)
+        changes = self._variant(variant).changes(stage)
+        return type(section).model_validate(_merged(section.model_dump(), changes)) if changes else section
+
+    def _variant(self, variant: str) -> Variant:
         if variant not in self.variants:
             raise MmsegError(f"variants.{variant}", "no such variant", f"choose from {', '.join(self.variants)}")
-        return self.network.model_dump() | self.variants[variant].model_dump(exclude_none=True)
+        return self.variants[variant]
+
+
+def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Nested values with some of them changed."""
+    out = dict(values)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = _merged(out[key], value) if both else value
+    return out
 
 
 class _Yaml12Loader(yaml.SafeLoader):

@@ -149,9 +149,10 @@ def _recipe(run: Path, record: dict[str, Any]) -> Recipe | None:
         loaded = params.load(where.params)
         if loaded.network_of(record["variant"]) != record["network"]:
             return None
+        rungs = {stage: loaded.section_of(record["variant"], stage) for stage in record["ladder"]}
     except MmsegError:
         return None
-    sections = {stage: _flat(getattr(loaded, stage).model_dump()) for stage in record["ladder"]}
+    sections = {stage: _flat(section.model_dump()) for stage, section in rungs.items()}
     file = str(where.params.relative_to(where.root))
     return Recipe(sections, file, certain=_made_by(where, loaded, record))
 

@@ -37,7 +37,7 @@ def _train(
 
     place = runtime.place()
     lock = paths.lock(stage, run_name(name, seed))
-    section = getattr(params, stage)
+    section = params.section_of(name, stage)
     wanted = _devices(devices, params) if section.steps else 1  # left out: there is nothing to share
     if place is None:
         with runtime.only_one(lock):  # who comes second ends here, before anything is loaded
@@ -112,7 +112,8 @@ def _train_and_tell(stage: str, *, paths: Paths, params: Params, variant: str, s
     from mmseg_cli.paths import run_name
 
     run = f"{stage}/{run_name(variant, seed)}"
-    settings = {"network": params.network_of(variant), stage: getattr(params, stage).model_dump(), "seed": seed}
+    section = params.section_of(variant, stage).model_dump()
+    settings = {"network": params.network_of(variant), stage: section, "seed": seed}
     with track(paths, params, run=run, section={"variant": variant, **settings}) as tracker:
         from mmseg_cli.training.stages import run_stage
 

@@ -29,7 +29,7 @@ from mmseg_cli.models import weights
 
 PREDICTIONS = "predictions"  # in the page's folder: a PNG for each image
 TOLERANCE = 1e-9  # between our IoU and the benchmark's
-RUN_KEYS = ("variant", "seed", "network", "ladder", "recipe", "fingerprint")
+RUN_KEYS = ("variant", "seed", "network", "ladder", "rungs", "recipe", "fingerprint")
 
 Precision = Literal["float32", "bfloat16"]
 Label_HW = NDArray[np.uint8]

@@ -9,12 +9,15 @@ Shape suffixes: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 from torch import Tensor, nn
 
 from mmseg_cli.models import layers
+from mmseg_cli.models.own import build_own_block
 from mmseg_cli.names import unknown_name
+
+Dense = Literal["full", "grouped", "separable"]
 
 
 class Residual(nn.Module):
@@ -46,7 +49,7 @@ class Residual(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """MBConv (arXiv 1801.04381, with squeeze-excite as in arXiv 1905.11946) with free kernels at both ends.
+    """MBConv (arXiv 1801.04381, with squeeze-excite as in arXiv 1905.11946) with free kernels.
 
     expand -> depthwise -> squeeze-excite -> project (linear), each convolution with its normalisation, and an
     identity skip where the channels agree. Kernels 1 and 1 give MBConv; 3 and 3 give MMBConv (arXiv 2402.04618),
@@ -58,7 +61,11 @@ class InvertedResidual(nn.Module):
         out_channels: C of the output.
         expand_kernel: kernel size of the expanding convolution.
         project_kernel: kernel size of the projecting convolution.
-        depthwise_kernel: kernel size of the depthwise convolution.
+        depthwise_kernel: kernel size of the depthwise convolution; None leaves it out (fused MBConv, arXiv 2104.00298).
+        dense: what the expanding and the projecting convolution are: ``full``; ``grouped``, in
+            :func:`mmseg_cli.models.layers.group_count` groups, between which the expanded channels are shuffled; or
+            ``separable``, see :class:`mmseg_cli.models.layers.SeparableConv`. The latter two answer the ninefold
+            weights of a 3x3; they are not in the source.
         expansion: hidden channels per input channel; the product is rounded. DEVIATION: reference
             implementations round it to a multiple of eight; the same wherever the product already is one.
             Unlike them, a factor of 1 keeps the expanding convolution, so that every row has the same layers.
@@ -74,7 +81,8 @@ class InvertedResidual(nn.Module):
         *,
         expand_kernel: int,
         project_kernel: int,
-        depthwise_kernel: int = 3,
+        depthwise_kernel: int | None = 3,
+        dense: Dense = "full",
         expansion: float,
         se_ratio: float,
         norm: str,
@@ -82,26 +90,46 @@ class InvertedResidual(nn.Module):
     ) -> None:
         super().__init__()
         hidden = max(1, round(in_channels * expansion))
-        self.expand = layers.ConvNormAct(
-            in_channels, hidden, kernel_size=expand_kernel, norm=norm, activation=activation
+        self.expand = layers.NormAct(
+            _dense_conv(in_channels, hidden, kernel_size=expand_kernel, dense=dense),
+            hidden,
+            norm=norm,
+            activation=activation,
         )
-        self.depthwise = layers.ConvNormAct(
-            hidden, hidden, kernel_size=depthwise_kernel, groups=hidden, norm=norm, activation=activation
-        )
+        self.shuffle: nn.Module = nn.Identity()
+        if dense == "grouped":
+            self.shuffle = layers.ChannelShuffle(layers.group_count(in_channels, hidden))
+        self.depthwise: nn.Module = nn.Identity()
+        if depthwise_kernel is not None:
+            self.depthwise = layers.ConvNormAct(
+                hidden, hidden, kernel_size=depthwise_kernel, groups=hidden, norm=norm, activation=activation
+            )
         self.se: nn.Module = nn.Identity()
         if se_ratio > 0:
             reduced = max(1, round(in_channels * se_ratio))
             self.se = layers.SqueezeExcite(hidden, reduced_channels=reduced, activation=activation)
-        self.project = layers.conv(hidden, out_channels, kernel_size=project_kernel)
+        self.project = _dense_conv(hidden, out_channels, kernel_size=project_kernel, dense=dense)
         self.project_norm = layers.norm(norm, out_channels)
         self.has_skip = in_channels == out_channels
         self.drop_path: nn.Module = nn.Identity()
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map ``x_BCHW`` to ``(B, out_channels, H, W)``."""
-        hidden_BCHW = self.se(self.depthwise(self.expand(x_BCHW)))
+        hidden_BCHW = self.se(self.depthwise(self.shuffle(self.expand(x_BCHW))))
         y_BCHW: Tensor = self.project_norm(self.project(hidden_BCHW))
         return x_BCHW + self.drop_path(y_BCHW) if self.has_skip else y_BCHW
+
+
+def _dense_conv(in_channels: int, out_channels: int, *, kernel_size: int, dense: Dense) -> nn.Module:
+    """Make a convolution in which channels meet: ``x_BCHW`` to ``(B, out_channels, H, W)``."""
+    match dense:
+        case "full":
+            return layers.conv(in_channels, out_channels, kernel_size=kernel_size)
+        case "grouped":
+            groups = layers.group_count(in_channels, out_channels)
+            return layers.conv(in_channels, out_channels, kernel_size=kernel_size, groups=groups)
+        case "separable":
+            return layers.SeparableConv(in_channels, out_channels, kernel_size=kernel_size)
 
 
 class Kernels(TypedDict):
@@ -109,6 +137,8 @@ class Kernels(TypedDict):
 
     expand_kernel: int
     project_kernel: int
+    depthwise_kernel: NotRequired[int | None]
+    dense: NotRequired[Dense]
 
 
 # None: not of the inverted-residual family, hence without expansion and squeeze-excite.
@@ -116,6 +146,13 @@ BLOCKS: dict[str, Kernels | None] = {
     "residual": None,
     "mbconv": {"expand_kernel": 1, "project_kernel": 1},
     "mmbconv": {"expand_kernel": 3, "project_kernel": 3},
+    "mmbconv-expand": {"expand_kernel": 3, "project_kernel": 1},
+    "mmbconv-project": {"expand_kernel": 1, "project_kernel": 3},
+    "mmbconv-grouped": {"expand_kernel": 3, "project_kernel": 3, "dense": "grouped"},
+    "mmbconv-separable": {"expand_kernel": 3, "project_kernel": 3, "dense": "separable"},
+    # MMBConv's receptive field (3 + 3 + 3 - 2 = 7) with MBConv's weights: the control for "spatial context".
+    "mbconv-k7": {"expand_kernel": 1, "project_kernel": 1, "depthwise_kernel": 7},
+    "fused-mbconv": {"expand_kernel": 3, "project_kernel": 1, "depthwise_kernel": None},  # EfficientNetV2
 }
 
 
@@ -129,13 +166,24 @@ def build_block(
     norm: str,
     activation: str,
 ) -> nn.Module:
-    """Make the block ``name`` of :data:`BLOCKS`, which maps ``x_BCHW`` to ``(B, out_channels, H, W)``.
+    """Make the block ``name``, which maps ``x_BCHW`` to ``(B, out_channels, H, W)``.
 
     ``expansion`` and ``se_ratio`` are as in :class:`InvertedResidual`; ``residual`` has neither and ignores them.
 
+    Args:
+        name: a key of :data:`BLOCKS`, or ``package.module:Class`` of a block of the user's own, see
+            :func:`mmseg_cli.models.own.build_own_block`.
+
     Raises:
-        MmsegError: ``name``, ``norm`` or ``activation`` is unknown.
+        MmsegError: ``name``, ``norm`` or ``activation`` is unknown, or the user's class cannot be used.
     """
+    if ":" in name:
+        return build_own_block(
+            name,
+            in_channels,
+            out_channels,
+            settings={"expansion": expansion, "se_ratio": se_ratio, "norm": norm, "activation": activation},
+        )
     if name not in BLOCKS:
         raise unknown_name("block", name, BLOCKS)
     kernels = BLOCKS[name]

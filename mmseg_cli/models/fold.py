@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mmseg_cli.models.blocks import InvertedResidual, Residual
-from mmseg_cli.models.layers import ConvNormAct
+from mmseg_cli.models.layers import NormAct, SeparableConv
 
 
 def fold_norms(network: nn.Module) -> nn.Module:
@@ -24,7 +24,7 @@ def fold_norms(network: nn.Module) -> nn.Module:
     """
     folded = copy.deepcopy(network).eval()
     for module in [*folded.modules()]:
-        if isinstance(module, ConvNormAct):
+        if isinstance(module, NormAct):
             _fold(module, "conv", "norm")
         elif isinstance(module, Residual):
             _fold(module, "conv1", "norm1")
@@ -41,5 +41,8 @@ def _fold(parent: nn.Module, conv: str, norm: str) -> None:
     before, after = parent.get_submodule(conv), parent.get_submodule(norm)
     if not isinstance(after, _BatchNorm) or after.running_mean is None:
         return
-    setattr(parent, conv, fuse_conv_bn_eval(cast(nn.Conv2d, before), after))
+    if isinstance(before, SeparableConv):  # nothing is between the two: what follows the row follows both
+        before.row = fuse_conv_bn_eval(before.row, after)
+    else:
+        setattr(parent, conv, fuse_conv_bn_eval(cast(nn.Conv2d, before), after))
     setattr(parent, norm, nn.Identity())

@@ -5,9 +5,11 @@ Shape suffixes: B batch, C channels, H height, W width; 1 a dimension of one ele
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmseg_cli.names import unknown_name
 
@@ -19,23 +21,70 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+MOST_GROUPS = 8  # of a grouped convolution: its 3x3 has 9/8 of the weights of a full 1x1
+
+
 def conv(
-    in_channels: int, out_channels: int, *, kernel_size: int, stride: int = 1, groups: int = 1, bias: bool = False
+    in_channels: int,
+    out_channels: int,
+    *,
+    kernel_size: int | tuple[int, int],
+    stride: int = 1,
+    groups: int = 1,
+    bias: bool = False,
 ) -> nn.Conv2d:
     """Make a convolution that keeps the size at stride 1 and gives ``ceil(size / 2)`` at stride 2.
 
-    Padding is ``kernel_size // 2`` with zeros on every side, so ``kernel_size`` must be odd. No bias unless asked
-    for: a normalisation that follows would cancel it.
+    Padding is ``kernel_size // 2`` with zeros on every side, so ``kernel_size``, one number or (height, width), must be
+    odd. No bias unless asked for: a normalisation that follows would cancel it.
     """
+    tall, wide = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
     return nn.Conv2d(
         in_channels,
         out_channels,
-        kernel_size,
+        (tall, wide),
         stride=stride,
-        padding=kernel_size // 2,
+        padding=(tall // 2, wide // 2),
         groups=groups,
         bias=bias,
     )
+
+
+def group_count(in_channels: int, out_channels: int) -> int:
+    """Give the groups of a grouped convolution: the largest number up to :data:`MOST_GROUPS` that divides both."""
+    return max(count for count in range(1, MOST_GROUPS + 1) if math.gcd(in_channels, out_channels) % count == 0)
+
+
+class SeparableConv(nn.Sequential):
+    """A square kernel taken apart into a column and a row, under the keys ``column`` and ``row``, with nothing between.
+
+    The channels between the two are the fewer of both ends, which is where the weights are saved: of ``k * k * a * b``
+    there remain ``k * a * (a + b)``, ``a`` being the fewer. After the factorised kernels of ERFNet (Romera et al. 2018)
+    without the activation in between, so that what takes the place of a convolution is linear like it.
+
+    Maps ``x_BCHW`` to ``(B, out_channels, H, W)``.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, kernel_size: int) -> None:
+        super().__init__()
+        between = min(in_channels, out_channels)
+        self.column = conv(in_channels, between, kernel_size=(kernel_size, 1))
+        self.row = conv(between, out_channels, kernel_size=(1, kernel_size))
+
+
+class ChannelShuffle(nn.Module):
+    """Let the next grouped convolution see channels of all groups of the last (ShuffleNet, arXiv 1707.01083).
+
+    Maps ``x_BCHW`` to the same shape; C is a multiple of ``groups``.
+    """
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Interleave the groups."""
+        return F.channel_shuffle(x_BCHW, self.groups)
 
 
 def norm(name: str, channels: int) -> nn.Module:
@@ -75,8 +124,18 @@ def activation(name: str) -> nn.Module:
 _norm, _activation = norm, activation
 
 
-class ConvNormAct(nn.Sequential):
-    """A convolution, its normalisation and its activation, under the keys ``conv``, ``norm`` and ``act``.
+class NormAct(nn.Sequential):
+    """``conv``, its normalisation and its activation, under the keys ``conv``, ``norm`` and ``act``."""
+
+    def __init__(self, conv: nn.Module, channels: int, *, norm: str, activation: str) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = _norm(norm, channels)
+        self.act = _activation(activation)
+
+
+class ConvNormAct(NormAct):
+    """A convolution, its normalisation and its activation.
 
     Maps ``x_BCHW`` to ``(B, out_channels, ceil(H / stride), ceil(W / stride))``.
     """
@@ -92,10 +151,8 @@ class ConvNormAct(nn.Sequential):
         norm: str,
         activation: str,
     ) -> None:
-        super().__init__()
-        self.conv = conv(in_channels, out_channels, kernel_size=kernel_size, stride=stride, groups=groups)
-        self.norm = _norm(norm, out_channels)
-        self.act = _activation(activation)
+        made = conv(in_channels, out_channels, kernel_size=kernel_size, stride=stride, groups=groups)
+        super().__init__(made, out_channels, norm=norm, activation=activation)
 
 
 class SqueezeExcite(nn.Module):

@@ -181,7 +181,7 @@ class UNet(nn.Module):
     ``levels - 1`` decoder levels of ``depth`` blocks. ``level0`` is the finest. Any image size works.
 
     Args:
-        block: a name of :data:`mmseg_cli.names.BLOCK_NAMES`.
+        block: a name of :data:`mmseg_cli.names.BLOCK_NAMES`, or ``package.module:Class``.
         layout: ``uniform`` or ``pyramid``, see :func:`level_widths`.
         width: channels of the finest level.
         depth: blocks per level, on each side.

@@ -16,6 +16,7 @@ from mmseg_cli.files import atomic, read_json, sha256
 from mmseg_cli.models.unet import build_network
 
 WEIGHTS = "model.safetensors"
+AUXILIARY = "auxiliary.safetensors"  # of a run with deep supervision: its heads, by level
 RECORD = "record.json"
 
 
@@ -26,7 +27,12 @@ def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
 
 def save_weights(network: nn.Module, path: Path) -> None:
     """Write all weights and buffers as safetensors, atomically."""
-    content = to_bytes(network.state_dict())
+    save_tensors(network.state_dict(), path)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors, atomically."""
+    content = to_bytes(tensors)
     with atomic(path) as file:
         file.write(content)
 

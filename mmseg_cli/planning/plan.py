@@ -14,7 +14,7 @@ from mmseg_cli import runtime
 from mmseg_cli.data.store import open_store
 from mmseg_cli.errors import MmsegError
 from mmseg_cli.names import LADDER
-from mmseg_cli.params import Dataset, Params, Stage
+from mmseg_cli.params import Dataset, Params
 from mmseg_cli.paths import Paths
 from mmseg_cli.planning import choose, energy
 from mmseg_cli.planning.choose import Ask, Case, Need, Row, Setting
@@ -152,11 +152,12 @@ def cases(params: Params, paths: Paths) -> list[Case]:
     """
     found = []
     for stage in LADDER:
-        section: Stage = getattr(params, stage)
-        if section.steps == 0:
-            continue
-        classes = count_classes(section.dataset, params.datasets[section.dataset], store=paths.store(section.dataset))
         for variant in params.ablate.variants:
+            section = params.section_of(variant, stage)
+            if section.steps == 0:
+                continue
+            data, store = params.datasets[section.dataset], paths.store(section.dataset)
+            classes = count_classes(section.dataset, data, store=store)
             found.append(Case(stage, variant, section, TASKS[stage], classes, params.network_of(variant)))
     return found
 
@@ -283,7 +284,7 @@ def _plan(
     own = {stage: [row.case for row in rows if row.case.stage == stage] for stage in stages}
     ask = _estimator(counts, flops=1.0)
     lacking = [stage for stage in stages if not all(row.fits for row in rows if row.case.stage == stage)]
-    data = {getattr(params, stage).dataset: paths.store(getattr(params, stage).dataset) for stage in stages}
+    data = {row.case.section.dataset: paths.store(row.case.section.dataset) for row in rows}
     return Plan(
         machine=machine,
         rows=rows,

@@ -94,6 +94,11 @@ def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
+def folder_name(step: int) -> str:
+    """The name of a checkpoint's folder."""
+    return f"step-{step:09d}"
+
+
 def last_step(work: Path) -> int | None:
     """The step of the newest checkpoint, whole or not."""
     folders = _folders(work)
@@ -132,7 +137,7 @@ def save_checkpoint(
         described = len(content) if name == VALUES else int.from_bytes(content[:8], "little")
         if described > LARGEST_JSON:
             raise MmsegError(name, f"takes {described:,} bytes to describe", f"no checkpoint may take {LARGEST_JSON:,}")
-    target = work / f"step-{step:09d}"
+    target = work / folder_name(step)
     try:
         with new_folder(target) as folder:
             for name, content in contents.items():
@@ -148,7 +153,7 @@ def save_checkpoint(
         what = f"{error.what}, a checkpoint takes {size:,}"
         raise ResourceError(target, what, error.todo) from error
     runtime.failpoint("save:after_replace")
-    keep = {f"step-{best_step:09d}"} if best_step is not None else set()
+    keep = {folder_name(best_step)} if best_step is not None else set()
     for old in _folders(work)[:-KEPT]:
         if old.name not in keep:
             _remove(old)

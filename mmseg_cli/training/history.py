@@ -42,14 +42,18 @@ class History:
         """All rows as JSON lines."""
         return "".join(json.dumps(row) + "\n" for row in self.rows)
 
-    def add(self, row: Mapping[str, float], *, step: int) -> None:
+    def add(self, row: Mapping[str, float], *, step: int, data: str | None = None) -> None:
         """Keep one row.
+
+        Args:
+            data: the digest of what the step saw, where it is logged.
 
         Raises:
             ResourceError: the disk is full.
         """
         # JSON has no Infinity, which a gradient that float16 leaves out may be.
-        self.rows.append({"step": step} | {key: value if math.isfinite(value) else None for key, value in row.items()})
+        finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
+        self.rows.append({"step": step} | finite | ({} if data is None else {"data": data}))
         try:
             self._file.write(json.dumps(self.rows[-1]) + "\n")
             self._file.flush()
@@ -74,6 +78,10 @@ class History:
             if row["step"] == step and "loss" not in row:
                 return {key: value for key, value in row.items() if key != "step"}
         return None
+
+    def data(self) -> dict[str, str]:
+        """The digests of what the logged steps saw, by step."""
+        return {str(row["step"]): row["data"] for row in self.rows if "data" in row}
 
     def best_step(self) -> int | None:
         """The step with the best validation so far, by its first figure: whose checkpoint is kept, for curiosity.

@@ -9,6 +9,7 @@ Shapes: B = batch, C = 3 colours, H, W = height, width, T = terms of the loss.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -40,6 +41,7 @@ class Step:
         images: in the global batch.
         seconds: wall time of the step, waiting for data included.
         waited: seconds of it spent waiting for data.
+        data: digest of the pixels and labels that all processes saw, of the steps that are logged.
     """
 
     number: int
@@ -49,6 +51,7 @@ class Step:
     images: int
     seconds: float
     waited: float
+    data: str | None = None
 
 
 class NotFinite(Exception):
@@ -81,6 +84,7 @@ def fit(
     channels_last: bool,
     clip_norm: float | None,
     seed: int,
+    log_data: Callable[[int], bool],
     on_step: Callable[[Step], None],
 ) -> None:
     """Train over all `batches`, in place.
@@ -96,6 +100,7 @@ def fit(
         precision: a key of PRECISIONS, for automatic mixed precision; weights, gradients and sums are float32.
         clip_norm: largest norm of the whole gradient, or None.
         seed: of everything that the network draws in training, by step, process and part.
+        log_data: whether the data of a step, from 1, are digested.
         on_step: called after each update; it may validate, save, or raise to stop.
 
     Raises:
@@ -113,6 +118,7 @@ def fit(
         rate = learning_rate(number)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
+        data = digest(image_BCHW, target, processes=processes) if log_data(number + 1) else None
         images = torch.split(image_BCHW, micro_batch)
         targets = [part.to(device, non_blocking=True) for part in torch.split(target, micro_batch)]
         weights_T = processes.total(torch.stack([objective.weights(part) for part in targets]).sum(0))
@@ -144,8 +150,20 @@ def fit(
         state.follow(step=number + 1)
         now = time.perf_counter()
         size = len(image_BCHW) * processes.world
-        on_step(Step(number + 1, scalar, norm, rate, size, now - begun, waited))
+        on_step(Step(number + 1, scalar, norm, rate, size, now - begun, waited, data))
         begun = time.perf_counter()
+
+
+def digest(image_BCHW: Tensor, target: Tensor, *, processes: Processes) -> str:
+    """16 hex digits of all samples of a global batch, images and targets, however many processes share it."""
+    image_BHWC = image_BCHW.permute(0, 2, 3, 1).contiguous().numpy()
+    targets = target.contiguous().numpy()
+    own = [
+        hashlib.blake2b(image_HWC.tobytes() + one.tobytes(), digest_size=8).digest()
+        for image_HWC, one in zip(image_BHWC, targets, strict=True)
+    ]
+    every = sorted(sample for part in processes.gather(own) for sample in part)
+    return hashlib.blake2b(b"".join(every), digest_size=8).hexdigest()
 
 
 def _seed(*numbers: int) -> None:

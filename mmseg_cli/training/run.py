@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,8 +16,10 @@ from mmseg_cli.data import loader, sampling
 from mmseg_cli.data.store import Store
 from mmseg_cli.errors import NumericalStop
 from mmseg_cli.files import read_json, write_json
+from mmseg_cli.models.auxiliary import DeepSupervision
 from mmseg_cli.params import Runtime, Stage
 from mmseg_cli.processes import Processes
+from mmseg_cli.provenance import Sessions, about
 from mmseg_cli.training import checkpoint, nonfinite, parts
 from mmseg_cli.training.averaging import estimate_statistics, evaluated_with, take_over
 from mmseg_cli.training.history import HISTORY, History
@@ -24,6 +27,7 @@ from mmseg_cli.training.loop import NotFinite, Step, fit
 from mmseg_cli.training.state import State
 
 DEFINITION = "definition.json"
+LOGGED = 32  # steps of a run whose data are digested, evenly: what two runs saw can be compared
 MIRRORED = 5000  # steps of a run that the tracker gets, evenly; the history has all
 
 
@@ -62,17 +66,35 @@ class Run:
     definition: dict[str, Any]
     work: Path
     run: Path
+    root: Path
     norm: str
     screen: Screen
     log: Log
 
 
-def train(of: Run, network: nn.Module) -> tuple[dict[str, float], str, int]:
-    """Train in place from the newest checkpoint in the work folder, or from the start, to the last step.
+@dataclass(frozen=True)
+class Ended:
+    """A run after its last step; in all processes but the first, figures, history and data are empty.
 
-    Returns:
-        The final figures, the history of all steps, and the step that training went on from.
+    Attributes:
+        figures: of the last validation.
+        history: of all steps, as JSON lines.
+        data: digests of what the logged steps saw, by step.
+        start: the step that training went on from.
+        sessions: where and when it was trained, see `mmseg_cli.provenance`.
+        auxiliary: the weights of the auxiliary heads; None where the recipe has none.
     """
+
+    figures: dict[str, float]
+    history: str
+    data: dict[str, str]
+    start: int
+    sessions: list[dict[str, Any]]
+    auxiliary: dict[str, Tensor] | None
+
+
+def train(of: Run, network: nn.Module) -> Ended:
+    """Train in place from the newest checkpoint in the work folder, or from the start, to the last step."""
     section, processes, machine = of.section, of.processes, of.machine
     state = parts.state(section, network, runtime=machine, processes=processes)
     validate = parts.validator(
@@ -90,6 +112,7 @@ def train(of: Run, network: nn.Module) -> tuple[dict[str, float], str, int]:
     with runtime.StopRequest().listening() as stop:
         start = _resume(of, state)
         history = History(of.work / HISTORY, up_to=start) if processes.first else None
+        sessions = _sessions(of, start=start) if processes.first else None
         _say_where(of, start=start, micro=micro, history=history)
 
         mirrored = -(-section.steps // MIRRORED)
@@ -97,7 +120,7 @@ def train(of: Run, network: nn.Module) -> tuple[dict[str, float], str, int]:
 
         def save(step: int) -> None:
             nonlocal saved
-            if history is not None and saved != step:
+            if history is not None and sessions is not None and saved != step:
                 history.secure()
                 checkpoint.save_checkpoint(
                     of.work,
@@ -108,6 +131,7 @@ def train(of: Run, network: nn.Module) -> tuple[dict[str, float], str, int]:
                     world=processes.world,
                     best_step=history.best_step(),
                 )
+                sessions.reached(step)
             saved = step
 
         def validate_at(step: int) -> None:
@@ -131,7 +155,7 @@ def train(of: Run, network: nn.Module) -> tuple[dict[str, float], str, int]:
             if history is not None:
                 of.screen.step(step)
                 row = {"loss": step.loss, "learning_rate": step.learning_rate, "gradient_norm": step.gradient_norm}
-                history.add(row, step=step.number)
+                history.add(row, step=step.number, data=step.data)
                 if step.number % mirrored == 0 or step.number == section.steps:
                     speed = {"images_per_second": step.images / step.seconds, "data_wait": step.waited / step.seconds}
                     of.log(row | speed, step=step.number)
@@ -160,6 +184,7 @@ def train(of: Run, network: nn.Module) -> tuple[dict[str, float], str, int]:
                 channels_last=machine.channels_last,
                 clip_norm=section.clip_norm,
                 seed=of.seed,
+                log_data=partial(_logged, every=-(-section.steps // LOGGED)),
                 on_step=on_step,
             )
         except NotFinite as error:
@@ -172,8 +197,16 @@ def train(of: Run, network: nn.Module) -> tuple[dict[str, float], str, int]:
         take_over(state.network, averaged)
         if section.precise_bn:
             estimate_statistics(state.network, _statistics_batches(of), seed=of.seed)
-    figures = {} if history is None else history.figures(section.steps) or {}
-    return figures, "" if history is None else history.text(), start
+    heads = state.network.auxiliary.state_dict() if isinstance(state.network, DeepSupervision) else None
+    if history is None or sessions is None:
+        return Ended({}, "", {}, start, [], heads)
+    figures = history.figures(section.steps) or {}
+    return Ended(figures, history.text(), history.data(), start, sessions.done(), heads)
+
+
+def _logged(step: int, *, every: int) -> bool:
+    """Whether the data of a step are digested: the first, and every so many after it."""
+    return (step - 1) % every == 0
 
 
 def _resume(of: Run, state: State) -> int:
@@ -195,6 +228,11 @@ def _resume(of: Run, state: State) -> int:
     if saved is not None and not of.processes.first:
         state.take_over(saved)
     return 0 if saved is None else saved.step
+
+
+def _sessions(of: Run, *, start: int) -> Sessions:
+    device, world = str(of.processes.device), of.processes.world
+    return Sessions(of.work, start=start, about=about(of.root, device=device, processes=world))
 
 
 def _say_where(of: Run, *, start: int, micro: int, history: History | None) -> None:

@@ -13,16 +13,18 @@ from torch import nn
 from mmseg_cli import runtime
 from mmseg_cli.data.store import Store, open_store
 from mmseg_cli.errors import MmsegError
-from mmseg_cli.files import fingerprint, new_folder, require_writable, sha256, write_json, write_text
+from mmseg_cli.files import fingerprint, new_folder, read_json, require_writable, sha256, write_json, write_text
 from mmseg_cli.models import weights
+from mmseg_cli.models.own import own_code
 from mmseg_cli.models.unet import build_network
 from mmseg_cli.names import LADDER
 from mmseg_cli.params import Params, Stage
 from mmseg_cli.paths import Paths, run_name
 from mmseg_cli.processes import joined
+from mmseg_cli.provenance import PROVENANCE, SESSIONS
 from mmseg_cli.training import checkpoint
 from mmseg_cli.training.history import HISTORY
-from mmseg_cli.training.run import DEFINITION, Log, Run, Screen, train
+from mmseg_cli.training.run import DEFINITION, Ended, Log, Run, Screen, train
 from mmseg_cli.training.transfer import Transfer, transfer
 
 TASKS: dict[str, Literal["segmentation", "classification"]] = {
@@ -45,6 +47,7 @@ CODE = (  # decides the weights of a run: what dvc.yaml lists for these stages
     "models/blocks.py",
     "models/layers.py",
     "models/norms.py",
+    "models/own.py",
     "models/unet.py",
     "models/weights.py",
     "processes.py",
@@ -80,7 +83,8 @@ def _leave_out(stage: str, run: Path, previous: Path | None, *, variant: str, se
     }
     with new_folder(run) as folder:
         if previous is not None and before["weights"]:
-            shutil.copyfile(previous / weights.WEIGHTS, folder / weights.WEIGHTS)
+            for name in (weights.WEIGHTS, PROVENANCE):
+                shutil.copyfile(previous / name, folder / name)
         write_json(folder / weights.RECORD, record)
     return Trained(run, {}, "left out by the preset (steps: 0): what came before passes through")
 
@@ -119,7 +123,13 @@ def _definition(
         f"dataset {section.dataset}": sha256(store.folder / "manifest.json"),
         "weights before": before["weights_sha256"] if before["weights"] else None,
         "code of mmseg": runtime.code_hash(CODE),
+        **_own_code(network["block"]),
     }
+
+
+def _own_code(block: str) -> dict[str, str]:
+    """The code of a block of the user's own, by what it is called; empty for one of ours."""
+    return {f"code of {name}": digest for name, digest in own_code(block).items()} if ":" in block else {}
 
 
 def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -132,7 +142,7 @@ def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 def finished(stage: str, *, params: Params, paths: Paths, variant: str, seed: int) -> Trained | None:
     """The run, if it stands there with the parameters, data, weights before it and code of now."""
-    section: Stage = getattr(params, stage)
+    section = params.section_of(variant, stage)
     run, previous = _places(stage, paths=paths, name=run_name(variant, seed))
     if section.steps == 0:
         return None
@@ -164,7 +174,7 @@ def run_stage(
         Interrupted: a signal came; a checkpoint was saved.
         NumericalStop: the loss is not finite.
     """
-    section: Stage = getattr(params, stage)
+    section = params.section_of(variant, stage)
     name = run_name(variant, seed)
     run, previous = _places(stage, paths=paths, name=name)
     require_writable(run.parent)
@@ -195,6 +205,9 @@ def run_stage(
         runtime.seed_everything(seed)
         network = build_network(task=task, num_classes=len(store.space.classes), **body)
         arrived = _first_weights(network, previous, before, screen=screen)
+        work = paths.work(stage, name, identity[:12])
+        if processes.first:
+            _adopt(work, steps=section.steps, key=identity[:12], screen=screen)
         of = Run(
             section=section,
             store=store,
@@ -202,15 +215,25 @@ def run_stage(
             machine=params.runtime,
             processes=processes,
             definition=definition,
-            work=paths.work(stage, name, identity[:12]),
+            work=work,
             run=run,
+            root=paths.root,
             norm=body["norm"],
             screen=screen,
             log=log,
         )
-        figures, history, start = train(of, network)
+        ended = train(of, network)
         data = sha256(store.folder / "manifest.json")
         if processes.first:
+            rung = {
+                "stage": stage,
+                "dataset": section.dataset,
+                "parameters": _parameters(section),
+                "figures": ended.figures,
+                "data": ended.data,
+                "data_manifest_sha256": data,
+                "fingerprint": identity,
+            }
             record = {
                 "stage": stage,
                 "variant": variant,
@@ -222,17 +245,51 @@ def run_stage(
                 "task": task,
                 "network": body,
                 "label_space": store.manifest["label_space"],
-                "figures": figures,
+                "rungs": [*_rungs_before(before), rung],
+                "figures": ended.figures,
                 "transfer": None if arrived is None else arrived.as_json(),
                 "initial_weights_sha256": definition["weights before"],
                 "data_manifest_sha256": data,
                 "fingerprint": identity,
             }
-            _write_run(run, network, history=history, record=record)
+            provenance = {"stage": stage, "sessions": ended.sessions, "before": _provenance_before(previous)}
+            _write_run(run, network, ended=ended, record=record, provenance=provenance)
             # The last checkpoint stays: DVC has yet to save the run, and may fail at it.
             checkpoint.keep_last(of.work)
             (of.work / DEFINITION).unlink(missing_ok=True)
-    return Trained(run, figures, f"{section.steps - start} steps" + (f" after {start} before" if start else ""))
+    steps, start = section.steps, ended.start
+    return Trained(run, ended.figures, f"{steps - start} steps" + (f" after {start} before" if start else ""))
+
+
+def _rungs_before(before: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rungs of the record before, the last of them with the digest of the weights that it left."""
+    rungs = before.get("rungs", [])
+    return [*rungs[:-1], *({**last, "weights_sha256": before["weights_sha256"]} for last in rungs[-1:])]
+
+
+def _provenance_before(previous: Path | None) -> dict[str, Any] | None:
+    """Where and when the rung before was trained; None where nothing was."""
+    file = None if previous is None else previous / PROVENANCE
+    return None if file is None or not file.is_file() else dict(read_json(file, todo="run the stage that makes it"))
+
+
+def _adopt(work: Path, *, steps: int, key: str, screen: Screen) -> None:
+    """Take over the last checkpoint of a training that is the same in all but the variant's name.
+
+    Rows that differ after pretraining share it, and a renamed one is not trained again. What was left unfinished may be
+    at work, and is not looked at.
+    """
+    if checkpoint.last_step(work) is not None:
+        return
+    for other in sorted(work.parent.glob(f"*-{key}")):
+        if checkpoint.last_step(other) == steps and (other / HISTORY).is_file() and (other / SESSIONS).is_file():
+            screen.note(f"the same training as {other.name.removesuffix(f'-{key}')}: taken over")
+            with new_folder(work) as folder:
+                for name in (HISTORY, SESSIONS):
+                    shutil.copyfile(other / name, folder / name)
+                last = checkpoint.folder_name(steps)
+                shutil.copytree(other / last, folder / last)
+            return
 
 
 def _done(run: Path, identity: str) -> Trained | None:
@@ -245,14 +302,19 @@ def _done(run: Path, identity: str) -> Trained | None:
     return Trained(run, done["figures"], "already trained with these parameters, nothing to do")
 
 
-def _write_run(run: Path, network: nn.Module, *, history: str, record: dict[str, Any]) -> None:
+def _write_run(
+    run: Path, network: nn.Module, *, ended: Ended, record: dict[str, Any], provenance: dict[str, Any]
+) -> None:
     """Put weights, history and record in the place of what was there."""
     runtime.failpoint("finish:before")
     for left in run.parent.glob(f".{run.name}.*"):  # by a process that was killed here
         shutil.rmtree(left, ignore_errors=True)
     with new_folder(run) as folder:
         weights.save_weights(network, folder / weights.WEIGHTS)
-        write_text(folder / HISTORY, history)
+        if ended.auxiliary is not None:
+            weights.save_tensors(ended.auxiliary, folder / weights.AUXILIARY)
+        write_text(folder / HISTORY, ended.history)
+        write_json(folder / PROVENANCE, provenance)
         runtime.failpoint("finish:before_record")
         write_json(folder / weights.RECORD, {**record, "weights_sha256": sha256(folder / weights.WEIGHTS)})
     runtime.failpoint("finish:after")

@@ -148,9 +148,9 @@ def test_squeeze_excite_is_reduced_from_the_input_and_never_to_nothing() -> None
     [
         (
             {"name": "mbcnov"},
-            "block: unknown name 'mbcnov': use one of residual, mbconv, mmbconv (did you mean mbconv?)",
+            f"block: unknown name 'mbcnov': use one of {', '.join(BLOCK_NAMES)} (did you mean mbconv?)",
         ),
-        ({"name": "zzz"}, "block: unknown name 'zzz': use one of residual, mbconv, mmbconv"),
+        ({"name": "zzz"}, f"block: unknown name 'zzz': use one of {', '.join(BLOCK_NAMES)}"),
         ({"norm": "bacth"}, "norm: unknown name 'bacth': use one of batch, group (did you mean batch?)"),
         (
             {"activation": "swish"},

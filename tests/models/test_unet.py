@@ -163,7 +163,7 @@ def test_builds_on_the_meta_device() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"block": "mmbconw"}, "block: unknown name 'mmbconw': use one of residual, mbconv, mmbconv (did you mean"),
+        ({"block": "mmbconw"}, "block: unknown name 'mmbconw': use one of residual, mbconv, mmbconv, mmbconv-expand"),
         ({"layout": "unifrom"}, "layout: unknown name 'unifrom': use one of uniform, pyramid (did you mean uniform?)"),
         ({"task": "detection"}, "task: unknown name 'detection': use one of segmentation, classification"),
         ({"levels": 0}, "levels: 0 is too small: use 1 or more"),

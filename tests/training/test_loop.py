@@ -47,6 +47,7 @@ def run(
     precision="float32",
     seed=0,
     state=None,
+    log_data=lambda step: False,
 ):
     steps = []
     fit(
@@ -62,6 +63,7 @@ def run(
         channels_last=True,
         clip_norm=clip_norm,
         seed=seed,
+        log_data=log_data,
         on_step=on_step or steps.append,
     )
     return steps
@@ -276,6 +278,7 @@ def test_deep_supervision_s_outputs_all_count():
         channels_last=False,
         clip_norm=None,
         seed=0,
+        log_data=lambda step: False,
         on_step=done.append,
     )
     assert all(parameter.grad.abs().sum() > 0 for parameter in network.parameters())

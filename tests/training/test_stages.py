@@ -105,7 +105,12 @@ def test_a_run_leaves_weights_history_and_record(rung):
     screen = Screen()
     trained = stage(screen=screen, log=lambda metrics, step: logged.append((step, dict(metrics))))
     assert trained.folder.samefile(RUN)
-    assert sorted(path.name for path in RUN.iterdir()) == ["history.jsonl", "model.safetensors", "record.json"]
+    assert sorted(path.name for path in RUN.iterdir()) == [
+        "history.jsonl",
+        "model.safetensors",
+        "provenance.json",
+        "record.json",
+    ]
     assert screen.begun == (6, 0)
     assert [step.number for step in screen.steps] == [1, 2, 3, 4, 5, 6]
     losses = [row for row in rows() if "loss" in row]
