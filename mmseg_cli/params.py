@@ -329,7 +329,8 @@ class Evaluate(Section):
     `window` is the [height, width] of the windows that images are predicted in, null for whole images; windows overlap
     by `overlap` at least, and weigh `gaussian` or `flat`. `memory_gib` limits what a prediction takes: where the whole
     image does not fit, it is predicted in windows that do, and the report says so. `fold` folds batch norms into
-    convolutions. `augmented` adds a figure with test-time augmentation.
+    convolutions. `augmented` adds a figure with test-time augmentation, `branches` those of the network without each of
+    its resolutions, and of the heads of deep supervision (`mmseg_cli.evaluation.branches`).
 
     `boundaries` are distances in pixels, `object_sizes` the areas in pixels where medium and large begin, `row_bands`
     the number of bands from the top of the image to its bottom. `official` runs the benchmark's own program on the
@@ -344,6 +345,7 @@ class Evaluate(Section):
     weights: Literal["flat", "gaussian"]
     memory_gib: Annotated[Real, Field(gt=0)] | None
     augmented: Augmented | None
+    branches: bool
     boundaries: Annotated[list[Positive], Field(min_length=1)]
     object_sizes: Size
     row_bands: Positive
@@ -360,19 +362,29 @@ class Evaluate(Section):
 
 
 class CostSection(Section):
-    """The measured cost: one training step of `batch` crops, timed in turn for all variants."""
+    """The measured cost: one training step of `batch` crops, and the prediction of one image of the size `inference`,
+    each timed in turn for all variants, `repeats` times after `warmup` rounds."""
 
     batch: Positive
     crop: Size
+    inference: Size
     repeats: Positive
     warmup: Annotated[int, Field(ge=0)]
 
 
 class Ablate(Section):
-    """The grid: every variant is trained with every seed; the first variant is the baseline."""
+    """The grid: every variant is trained with every seed; the first variant is the baseline.
+
+    `estimand` is what intervals and verdicts are about: `this-set`, these very validation images, or `new-images`,
+    others like them. `image_blocks` says which of them are alike: `image`, none; `prefix`, those whose names begin
+    alike up to the first underscore, as in a city of Cityscapes or a drive of CamVid. See
+    `mmseg_cli.ablation.statistics`.
+    """
 
     variants: Annotated[list[Name], Field(min_length=1)]
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    estimand: Literal["this-set", "new-images"]
+    image_blocks: Literal["image", "prefix"]
 
     @model_validator(mode="after")
     def _distinct(self) -> Ablate:
@@ -541,6 +553,15 @@ _Yaml12Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 _Yaml12Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text, by the same scalar rules as DVC.
+
+    Raises:
+        yaml.YAMLError: it is none.
+    """
+    return yaml.load(text, Loader=_Yaml12Loader)
+
+
 def read_yaml(path: Path) -> Any:
     """The value in a YAML file, by the same scalar rules as DVC.
 
@@ -548,7 +569,7 @@ def read_yaml(path: Path) -> Any:
         MmsegError: the file is missing or is not YAML; the message gives the line.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml12Loader)
+        return parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MmsegError(path, "missing", "give the path of an existing file") from None
     except yaml.MarkedYAMLError as error:

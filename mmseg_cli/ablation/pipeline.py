@@ -11,9 +11,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmseg_cli.ablation.axes import Entry
 from mmseg_cli.errors import INTERRUPTED, Interrupted, MmsegError
 from mmseg_cli.files import write_text
-from mmseg_cli.names import BLOCK_NAMES, unknown_name
 from mmseg_cli.params import Params, load
 from mmseg_cli.paths import Paths
 
@@ -26,31 +26,33 @@ class GridChange:
     text: str
 
 
-def plan_grid(paths: Paths, params: Params, *, blocks: list[str] | None, seeds: list[int] | None) -> GridChange | None:
+def plan_grid(
+    paths: Paths, params: Params, *, entries: dict[str, Entry] | None, seeds: list[int] | None
+) -> GridChange | None:
     """What params.yaml must become for the wanted grid; None where it already is so.
 
-    A block that has no entry in `variants` gets one. Comments and layout of the file are kept.
+    A row that has no entry in `variants` gets one. Comments and layout of the file are kept.
+
+    Args:
+        entries: the rows, by name, in order; see `axes.rows`. None leaves them as they are.
+        seeds: None leaves them as they are.
 
     Raises:
-        MmsegError: a name that is neither a variant of the preset nor a block.
+        MmsegError: a seed twice.
     """
     from ruamel.yaml import YAML
+    from ruamel.yaml.comments import CommentedMap
     from ruamel.yaml.representer import RoundTripRepresenter
 
     class Representer(RoundTripRepresenter):
         """Writes null as it stands in the presets, not as nothing."""
 
     Representer.add_representer(type(None), lambda own, _: own.represent_scalar("tag:yaml.org,2002:null", "null"))
-    blocks = blocks if blocks is not None else params.ablate.variants
+    variants = list(entries) if entries is not None else params.ablate.variants
     seeds = seeds if seeds is not None else params.ablate.seeds
-    known = [*params.variants, *(name for name in BLOCK_NAMES if name not in params.variants)]
-    for name in blocks:
-        if name not in known:
-            raise unknown_name("--blocks", name, known)
-    for option, values in (("--blocks", blocks), ("--seeds", seeds)):
-        if len(set(values)) < len(values):
-            raise MmsegError(option, "holds the same one twice", "name each once")
-    if blocks == params.ablate.variants and seeds == params.ablate.seeds:
+    if len(set(seeds)) < len(seeds):
+        raise MmsegError("--seeds", "holds the same one twice", "name each once")
+    if variants == params.ablate.variants and seeds == params.ablate.seeds:
         return None
     yaml = YAML()
     yaml.Representer = Representer
@@ -58,12 +60,14 @@ def plan_grid(paths: Paths, params: Params, *, blocks: list[str] | None, seeds: 
     yaml.width = 1000
     content = yaml.load(paths.params.read_text(encoding="utf-8"))
     lines = []
-    for name in blocks:
+    for name, entry in (entries or {}).items():
         if name not in params.variants:
-            content["variants"][name] = {"block": name}
-            lines.append(f"variants.{name}: new, block {name}")
+            row = CommentedMap(entry)
+            row.fa.set_flow_style()
+            content["variants"][name] = row
+            lines.append(f"variants.{name}: new, {', '.join(f'{key} {value}' for key, value in entry.items())}")
     for key, old, new in (
-        ("variants", params.ablate.variants, blocks),
+        ("variants", params.ablate.variants, variants),
         ("seeds", params.ablate.seeds, seeds),
     ):
         if old != new:

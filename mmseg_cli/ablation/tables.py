@@ -1,182 +1,202 @@
-"""Tables from evidence: the same numbers as markdown, as csv and on the screen."""
+"""The markdown tables of an ablation."""
 
 from __future__ import annotations
 
-import io
 import math
-import statistics
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from mmseg_cli.ablation import costs, statistics
 from mmseg_cli.ablation.grid import Evidence
-from mmseg_cli.ablation.statistics import Summary, paired_difference, summarise
+from mmseg_cli.ablation.rows import Row, cells, headings, interval, number, ratio
+from mmseg_cli.ablation.statistics import NEW_IMAGES, THIS_SET, Interval
+
+MARKS = {statistics.BETTER: " ▲", statistics.WORSE: " ▼"}
 
 
-@dataclass(frozen=True)
-class Row:
-    """One variant. mIoU in percent, differences in points, time in seconds, memory in bytes."""
+def markdown_table(titles: Sequence[str], body: Iterable[Sequence[str]], *, text: int = 1) -> str:
+    """A table padded to be read as plain text too; the first `text` columns are words, the others numbers."""
+    lines = [list(titles), *(list(line) for line in body)]
+    widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(titles))]
 
-    variant: str
-    block: str
-    parameters: int
-    macs: int
-    step_seconds: float
-    step_ratio: float
-    peak_bytes: int
-    mean_iou: Summary
-    difference: Summary | None
-
-
-def rows(evidence: Evidence) -> list[Row]:
-    """One row a variant; time ratio and mIoU difference are to the first."""
-    base = evidence.variants[0]
-    base_iou = [100 * value for value in evidence.figure(base, "mean_iou")]
-    cost = evidence.cost["variants"]
-    out = []
-    for variant in evidence.variants:
-        measured = cost[variant]
-        mean_iou = [100 * value for value in evidence.figure(variant, "mean_iou")]
-        pairs = zip(measured["step_seconds"], cost[base]["step_seconds"], strict=True)
-        out.append(
-            Row(
-                variant=variant,
-                block=measured["network"]["block"],
-                parameters=measured["parameters"],
-                macs=measured["macs"],
-                step_seconds=statistics.median(measured["step_seconds"]),
-                step_ratio=statistics.median(own / other for own, other in pairs),
-                peak_bytes=measured["peak_bytes"],
-                mean_iou=summarise(mean_iou),
-                difference=None if variant == base else paired_difference(mean_iou, base_iou),
-            )
-        )
-    return out
-
-
-def _spread(summary: Summary, *, sign: str = "") -> str:
-    """`mean +- spread`; the spread of a single seed is a dash."""
-    spread = "–" if summary.spread is None else f"{summary.spread:.2f}"
-    return f"{summary.mean:{sign}.2f} ± {spread}"
-
-
-HEADINGS = ("block", "params (M)", "MACs (G)", "s / step", "time ratio", "peak MiB", "mIoU % ± sd", "Δ mIoU ± sd")
-
-
-def cells(row: Row) -> tuple[str, ...]:
-    """A row as text, in the order of HEADINGS."""
-    return (
-        row.variant,
-        f"{row.parameters / 1e6:.3f}",
-        f"{row.macs / 1e9:.3f}",
-        f"{row.step_seconds:.3f}",
-        f"{row.step_ratio:.2f}",
-        f"{row.peak_bytes / 2**20:.0f}",
-        _spread(row.mean_iou),
-        "baseline" if row.difference is None else _spread(row.difference, sign="+"),
-    )
-
-
-def _markdown(headings: tuple[str, ...], body: list[tuple[str, ...]]) -> str:
-    """A table whose first column is text and whose others are numbers, padded to be read as plain text too."""
-    widths = [max(len(line[column]) for line in [headings, *body]) for column in range(len(headings))]
-
-    def line(texts: tuple[str, ...]) -> str:
+    def line(texts: Sequence[str]) -> str:
         padded = [
-            texts[0].ljust(widths[0]),
-            *(text.rjust(width) for text, width in zip(texts[1:], widths[1:], strict=True)),
+            word.ljust(width) if column < text else word.rjust(width)
+            for column, (word, width) in enumerate(zip(texts, widths, strict=True))
         ]
         return f"| {' | '.join(padded)} |"
 
-    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join([line(headings), f"| {' | '.join(rule)} |", *(line(texts) for texts in body)])
+    rules = ["-" * (width - 1) for width in widths]
+    rule = [f":{dashes}" if column < text else f"{dashes}:" for column, dashes in enumerate(rules)]
+    return "\n".join([line(lines[0]), f"| {' | '.join(rule)} |", *map(line, lines[1:])])
 
 
-def _per_class(evidence: Evidence) -> str:
-    """Mean IoU over seeds by class; a class absent from truth and every prediction is left out."""
-    names = list(evidence.runs[evidence.variants[0], evidence.seeds[0]]["class_iou"])
+def main_table(evidence: Evidence, found: Sequence[Row], *, certificates: str) -> str:
+    """The table that is read first; each row's name links to its certificate."""
+    body = [[f"[{row.variant}]({certificates}/{row.variant}.json)", *cells(row)[1:]] for row in found]
+    return markdown_table(headings(evidence), body)
+
+
+# ------------------------------------------------------------------------------------------------ further tables
+
+
+def cost_table(found: Sequence[Row]) -> str:
+    """What was measured, absolute and as ratios to the baseline with their 95 % intervals."""
+    energy = any(row.cost.joules is not None for row in found)
+    titles = ["variant", "s / step", "ratio", "images / s", "peak MiB", "ratio", "ms / image", "ratio"]
     body = []
-    for name in names:
-        texts = [name]
-        for variant in evidence.variants:
-            values = [evidence.runs[variant, seed]["class_iou"][name] for seed in evidence.seeds]
-            kept = [100 * value for value in values if value is not None]
-            texts.append(f"{statistics.fmean(kept):.2f}" if kept else "–")
-        if any(text != "–" for text in texts[1:]):
-            body.append(tuple(texts))
-    return _markdown(("class", *evidence.variants), body)
+    for row in found:
+        step, inference, joules = row.cost.step, row.cost.inference, row.cost.joules
+        line = [
+            row.variant,
+            f"{step.median:.3f}",
+            _with_interval(step),
+            f"{row.cost.images_per_second:.1f}",
+            f"{row.cost.peak_bytes / 2**20:.0f}",
+            ratio(row.cost.memory_ratio),
+            f"{1000 * inference.median:.1f}",
+            _with_interval(inference),
+        ]
+        if energy:
+            line += ["–", "–"] if joules is None else [f"{joules.median:.2f}", _with_interval(joules)]
+        body.append(line)
+    return markdown_table([*titles, *(["J / step", "ratio"] if energy else [])], body)
 
 
-def _ladder(evidence: Evidence) -> str:
-    """One sentence on what the runs were trained on, and in which order."""
-    names = {"pretrain_imagenet": "ImageNet", "pretrain_mapillary": "Mapillary", "train": evidence.cost["dataset"]}
-    ladder = evidence.runs[evidence.variants[0], evidence.seeds[0]]["run"]["ladder"]
-    if len(ladder) == 1:
-        return f"{names['train']} from scratch."
-    return f"{' → '.join(names[stage] for stage in ladder)}; each variant and seed has pretraining of its own."
+def _with_interval(sample: costs.Timing) -> str:
+    if sample.low is None or sample.high is None:
+        return ratio(sample.ratio)
+    return f"{sample.ratio:.2f} [{sample.low:.2f}, {sample.high:.2f}]"
 
 
-def markdown(evidence: Evidence, *, preset: str, chart: str) -> str:
-    """The whole ablation.md."""
-    found = rows(evidence)
-    cost = evidence.cost
-    machine = cost["environment"]
-    where = machine["accelerator"] or f"{machine['processor']}, {machine['threads']} threads"
-    first = evidence.runs[evidence.variants[0], evidence.seeds[0]]
-    seeds = ", ".join(map(str, evidence.seeds))
-    few = (
-        "With fewer than three seeds these differences support **no verdict**: run-to-run noise may be as large."
-        if len(evidence.seeds) < 3
-        else "The spread is over seeds alone; it is no confidence interval, and no verdict is drawn from it here."
-    )
-    repeats = len(cost["variants"][found[0].variant]["step_seconds"])
-    step = f"batch {cost['batch']} of {cost['height']}x{cost['width']}"
-    return f"""# Ablation of blocks: {preset}
-
-{_markdown(HEADINGS, [cells(row) for row in found])}
-
-![mIoU by block and by time]({chart})
-
-- **mIoU**: last checkpoint, single scale, labels at native size, {first["images"]} val images, {first["label_space"]};
-  mean ± sample standard deviation over seeds {seeds}.
-- **Δ mIoU**: to `{evidence.variants[0]}`, paired by seed (equal seeds share the data order).
-  {few}
-- **Ladder**: {_ladder(evidence)}
-- **Cost**: parameters; MACs of one {cost["height"]}x{cost["width"]} image; one training step of {step} with SGD:
-  median of {repeats} interleaved repeats; time ratio to `{evidence.variants[0]}`,
-  the median over repeats; peak memory on top of the empty process. Measured on {where}; torch {machine["torch"]}.
-
-## IoU by class, mean over seeds, in percent
-
-{_per_class(evidence)}
-
-Generated by `mmseg ablate --no-run --preset {preset}` from the files in [evidence/](evidence/); do not edit.
-"""
+def class_table(evidence: Evidence) -> str:
+    """IoU of every class: the baseline's, and the differences to it, judged together."""
+    return _differences_table(evidence, "class", [(name, "iou", name) for name in evidence.classes])
 
 
-def csv(evidence: Evidence) -> str:
-    """One line a variant with unrounded numbers, and one column for each seed's mIoU (in percent)."""
-    import pandas as pd
+def anatomy(evidence: Evidence) -> list[tuple[str, str]]:
+    """The figures that say where in an image a difference lies, as (title, name)."""
+    found = []
+    for name in evidence.figure_names:
+        kind, _, rest = name.partition("_")
+        if name.startswith(("boundary_iou_", "boundary_f1_")):
+            measure = "boundary IoU" if "_iou_" in name else "boundary F1"
+            found.append((f"{measure}, {name.rsplit('_', 1)[1].removesuffix('px')} px", name))
+        elif kind in ("recall", "found"):
+            what = {"recall": "pixels found of", "found": "objects found of"}[kind]
+            found.append((f"{what} {rest} objects", name))
+        elif name.startswith("iou_rows_"):
+            band, bands = int(name.rsplit("_", 1)[1]), len(evidence.first["rows"])
+            place = " (top)" if band == 0 else " (bottom)" if band == bands - 1 else ""
+            found.append((f"mIoU in rows, band {band + 1} of {bands}{place}", name))
+    return found
 
-    lines: list[dict[str, Any]] = []
-    for row in rows(evidence):
-        line: dict[str, Any] = {
-            "variant": row.variant,
-            "block": row.block,
-            "parameters": row.parameters,
-            "macs": row.macs,
-            "step_seconds": row.step_seconds,
-            "step_ratio": row.step_ratio,
-            "peak_bytes": row.peak_bytes,
-            "mean_iou": row.mean_iou.mean,
-            "mean_iou_sd": math.nan if row.mean_iou.spread is None else row.mean_iou.spread,
-            "difference": math.nan if row.difference is None else row.difference.mean,
-            "difference_sd": math.nan
-            if row.difference is None or row.difference.spread is None
-            else row.difference.spread,
-        }
-        values = evidence.figure(row.variant, "mean_iou")
-        line |= {f"mean_iou_s{seed}": 100 * value for seed, value in zip(evidence.seeds, values, strict=True)}
-        lines.append(line)
-    buffer = io.StringIO()
-    pd.DataFrame(lines).to_csv(buffer, index=False, lineterminator="\n")
-    return buffer.getvalue()
+
+def anatomy_table(evidence: Evidence) -> str:
+    """Boundaries, object sizes and row bands: the baseline's figures, and the differences to them, judged together."""
+    return _differences_table(evidence, "figure", [(title, name, None) for title, name in anatomy(evidence)])
+
+
+def _differences_table(evidence: Evidence, title: str, lines: list[tuple[str, str, str | None]]) -> str:
+    """The baseline's figure, then each variant's difference with interval and mark; Holm is over the whole table."""
+    found: list[tuple[str, Interval, list[Interval]]] = []
+    for label, figure, class_ in lines:
+        base = evidence.mean(evidence.baseline, figure, class_=class_)
+        if base.estimate is not None or class_ is None:
+            found.append((label, base, list(evidence.differences(figure, class_=class_).values())))
+    verdicts = iter(statistics.verdicts([one for *_, differences in found for one in differences]))
+    body = [
+        [
+            label,
+            number(base.estimate),
+            *(interval(one, sign="+") + MARKS.get(next(verdicts).word, "") for one in differences),
+        ]
+        for label, base, differences in found
+    ]
+    return markdown_table([title, evidence.baseline, *(f"Δ {name}" for name in evidence.variants[1:])], body)
+
+
+def check_table(evidence: Evidence, found: Sequence[Row]) -> str:
+    """The difference in mIoU by both estimands, and by the crossed bootstrap."""
+    body = []
+    for row in found[1:]:
+        low, high = evidence.bootstrap(row.variant, "iou")
+        difference = evidence.difference(row.variant, "iou", estimand=NEW_IMAGES)
+        body.append(
+            [
+                row.variant,
+                interval(evidence.difference(row.variant, "iou", estimand=THIS_SET), sign="+"),
+                interval(difference, sign="+") if difference.low is not None else f"– ({difference.reason})",
+                f"[{low:+.2f}, {high:+.2f}]",
+                *(number(math.sqrt(part)) if part is not None else "–" for part in _components(difference)),
+            ]
+        )
+    titles = ["variant", "this set", "new images", "crossed bootstrap", "sd seed", "sd image", "sd rest"]
+    return markdown_table(titles, body)
+
+
+def _components(found: Interval) -> tuple[float | None, float | None, float | None]:
+    return found.seed_variance, found.image_variance, found.residual_variance
+
+
+def classification(evidence: Evidence) -> dict[str, list[float]]:
+    """Top-1 accuracy of the ImageNet rung in percent, for every seed, of the variants that have it."""
+    found: dict[str, list[float]] = {}
+    for variant in evidence.variants:
+        for seed in evidence.seeds:
+            for rung in evidence.runs[variant, seed]["run"]["rungs"]:
+                if rung["stage"] == "pretrain_imagenet" and rung["figures"].get("top1") is not None:
+                    found.setdefault(variant, []).append(100 * rung["figures"]["top1"])
+    return {variant: values for variant, values in found.items() if len(values) == len(evidence.seeds)}
+
+
+def classification_table(evidence: Evidence) -> str | None:
+    """Does a block help segmentation more than classification? None unless two variants were classified.
+
+    The gain in top-1 and the gain in mIoU are of different scales: what can be compared is their sign and their size
+    against their own intervals.
+    """
+    import numpy as np
+
+    found = {name: np.array(values) for name, values in classification(evidence).items()}
+    if evidence.baseline not in found or len(found) < 2:
+        return None
+
+    def one(values: Any) -> statistics.Sample:
+        return statistics.Sample(values, values[:, None])
+
+    body = []
+    for variant, values in found.items():
+        gain = statistics.of_difference(one(values), one(found[evidence.baseline]), estimand=THIS_SET)
+        of_iou = evidence.difference(variant, "iou", estimand=THIS_SET)
+        first = variant == evidence.baseline
+        body.append(
+            [
+                variant,
+                number(float(values.mean())),
+                "baseline" if first else interval(gain, sign="+"),
+                "baseline" if first else interval(of_iou, sign="+"),
+            ]
+        )
+    return markdown_table(["variant", "top-1 %", "Δ top-1", "Δ mIoU"], body)
+
+
+def branches_table(evidence: Evidence) -> str | None:
+    """What each resolution's branch contributes; None where it was not measured.
+
+    mIoU that is lost where a branch is knocked out of the trained network, and mIoU of the branch's own head.
+    """
+    levels = sorted({name.rsplit("_", 1)[1] for name in evidence.figure_names if name.startswith("knocked_out_")})
+    if not levels:
+        return None
+    body = []
+    for variant in evidence.variants:
+        whole = evidence.sample(variant, "iou")
+        for level in levels:
+            lost = statistics.of_difference(
+                evidence.sample(variant, f"knocked_out_{level}"), whole, estimand=evidence.estimand
+            )
+            head = f"head_{level}"
+            own = evidence.mean(variant, head) if head in evidence.figure_names else None
+            body.append([variant, f"level {level}", interval(lost, sign="+"), "–" if own is None else interval(own)])
+    return markdown_table(["variant", "branch", "Δ mIoU without it", "mIoU of its head"], body, text=2)

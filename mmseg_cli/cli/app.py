@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
@@ -17,15 +17,14 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from mmseg_cli.cli import data, doctor, evaluate, export, plan, predict, train
+from mmseg_cli.cli import ablate, compare, cost, data, doctor, evaluate, export, plan, predict, train, verify
 from mmseg_cli.cli.bench import bench_app
-from mmseg_cli.cli.common import Preset, dataset_title, example, load, track, with_preset
+from mmseg_cli.cli.common import example
 from mmseg_cli.cli.submit import submit_app
 from mmseg_cli.errors import INTERRUPTED, Interrupted, MmsegError, ResourceError, ran_out
 
 if TYPE_CHECKING:
-    from mmseg_cli.params import Params
-    from mmseg_cli.paths import Paths
+    pass
 
 T = TypeVar("T")
 
@@ -93,167 +92,16 @@ app.command(
         "mmseg export --run runs/demo/train/mmbconv-s0 --format onnx --format torch --out net.onnx --images photos",
     )
 )(export.export)
-
-
-@app.command(epilog=example("mmseg cost", "mmseg cost --preset paper --height 1024 --width 2048"))
-def cost(
-    preset: Preset = "demo",
-    height: Annotated[
-        int | None, typer.Option(min=32, help="Image height; the preset's cost.crop if left out.")
-    ] = None,
-    width: Annotated[int | None, typer.Option(min=32, help="Image width; the preset's cost.crop if left out.")] = None,
-    classes: Annotated[int, typer.Option(min=1, help="Classes of the head.")] = 19,
-    measure: Annotated[
-        bool, typer.Option("--measure", help="Time a training step of every variant and write cost.json.")
-    ] = False,
-) -> None:
-    """Print parameters, MACs and activation memory of every variant's network and block; with --measure, time them."""
-    paths, params = load(preset)
-    from mmseg_cli.ablation import costs
-    from mmseg_cli.cli import screen
-
-    networks = {variant: params.network_of(variant) for variant in params.ablate.variants}
-    if measure:
-        _measure_cost(paths, params, networks)
-        return
-    size = (height or params.cost.crop[0], width or params.cost.crop[1])
-    rows = costs.counted(networks, classes=classes, height=size[0], width=size[1])
-    for title, part in (("network", 0), ("one block at the finest level", 1)):
-        screen.table(
-            f"{title}, {size[0]}x{size[1]} image",
-            ("variant", "parameters", "MACs (G)", "activations (MiB)"),
-            [
-                (
-                    name,
-                    f"{row[part].parameters:,}",
-                    f"{row[part].macs / 1e9:.3f}",
-                    f"{row[part].activation_bytes / 2**20:.1f}",
-                )
-                for name, row in rows.items()
-            ],
-        )
-    screen.panel(
-        "cost",
-        [("activations", "kept for the backward pass of one image in float32; counted, not measured")],
-        next_command=with_preset(preset, "mmseg cost --measure"),
+app.command(epilog=example("mmseg cost", "mmseg cost --preset paper --height 1024 --width 2048"))(cost.cost)
+app.command(
+    epilog=example(
+        "mmseg ablate --blocks residual,mbconv,mmbconv --seeds 0,1,2",
+        "mmseg ablate --layouts uniform,pyramid --set train.lookahead=null,'{k: 5, alpha: 0.5}'",
+        "mmseg ablate --power 0.5",
     )
-
-
-def _measure_cost(paths: Paths, params: Params, networks: dict[str, dict[str, object]]) -> None:
-    from mmseg_cli.ablation import costs
-    from mmseg_cli.cli import screen
-    from mmseg_cli.data.store import open_store
-    from mmseg_cli.files import require_writable, write_json
-
-    require_writable(paths.evidence)
-    section = params.datasets[params.evaluate.dataset]
-    store = open_store(paths.store(params.evaluate.dataset), parameters=section.content())
-    with track(paths, params, run="cost", section=params.cost.model_dump()) as tracker:
-        with screen.Screen("cost", unit="variants") as show:
-            show.begin(total=len(networks))
-            measured = costs.measure(
-                networks,
-                dataset=dataset_title(params),
-                classes=len(store.space.classes),
-                batch=params.cost.batch,
-                height=params.cost.crop[0],
-                width=params.cost.crop[1],
-                repeats=params.cost.repeats,
-                warmup=params.cost.warmup,
-                device=params.runtime.device,
-                threads=params.runtime.threads,
-                channels_last=params.runtime.channels_last,
-                advance=show.advance,
-            )
-        write_json(paths.evidence / "cost.json", measured)
-        rows = measured["variants"]
-        tracker.close(summary={f"step_seconds/{name}": row["median_step_seconds"] for name, row in rows.items()})
-    screen.table(
-        f"one training step of {params.cost.batch} crops on {measured['device']}",
-        ("variant", "parameters", "MACs (G)", "s / step", "peak MiB"),
-        [
-            (
-                name,
-                f"{row['parameters']:,}",
-                f"{row['macs'] / 1e9:.3f}",
-                f"{row['median_step_seconds']:.3f}",
-                f"{row['peak_bytes'] / 2**20:.0f}",
-            )
-            for name, row in rows.items()
-        ],
-    )
-    screen.panel(
-        "cost", [("file", str(paths.evidence / "cost.json"))], next_command=with_preset(paths.preset, "mmseg ablate")
-    )
-
-
-def _browse(params: Params) -> str | None:
-    """How to look at the MLflow mirror."""
-    from mmseg_cli.tracking import without_credentials
-
-    if not params.tracking.enabled:
-        return None
-    uri = params.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    uri = without_credentials(uri)
-    return f"open {uri}" if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
-
-
-def _listed(text: str | None, convert: Callable[[str], T], option: str) -> list[T] | None:
-    if text is None:
-        return None
-    try:
-        values = [convert(part.strip()) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise MmsegError(option, f"{text!r} is not a list of numbers", "write for example --seeds 0,1,2") from None
-    if not values:
-        raise MmsegError(option, "is empty", "name at least one, separated by commas")
-    return values
-
-
-@app.command(epilog=example("mmseg ablate --blocks residual,mbconv,mmbconv --seeds 0,1", "mmseg ablate --no-run"))
-def ablate(
-    blocks: Annotated[
-        str | None, typer.Option(help="Variants or blocks, separated by commas; the first is the baseline.")
-    ] = None,
-    seeds: Annotated[str | None, typer.Option(help="Seeds, separated by commas.")] = None,
-    preset: Preset = "demo",
-    no_run: Annotated[
-        bool, typer.Option("--no-run", help="Only build the tables from the evidence that is there.")
-    ] = False,
-) -> None:
-    """Run what is missing of the grid (through `dvc repro`), then write and print the ablation table.
-
-    A changed grid is shown, and written into the preset's params.yaml.
-    """
-    paths, params = load(preset)
-    from mmseg_cli.ablation import report, tables
-    from mmseg_cli.cli import screen
-
-    if no_run:
-        if blocks is not None or seeds is not None:
-            raise MmsegError("--no-run", "builds the table of params.yaml's grid", "leave out --blocks and --seeds")
-        with track(paths, params, run="ablate", section=params.ablate.model_dump()) as tracker:
-            built = report.build(paths, variants=params.ablate.variants, seeds=params.ablate.seeds)
-            tracker.close(summary={f"mean_iou/{row.variant}": row.mean_iou.mean for row in built.rows})
-    else:
-        from mmseg_cli.ablation import pipeline
-
-        names = _listed(blocks, str, "--blocks")
-        numbers = _listed(seeds, int, "--seeds")
-        change = pipeline.plan_grid(paths, params, blocks=names, seeds=numbers)
-        if change is not None:
-            for line in change.lines:
-                typer.echo(f"{paths.params.relative_to(paths.root)}: {line}")
-            params = pipeline.write_grid(paths, change)
-        pipeline.repro(paths)
-        built = report.build(paths, variants=params.ablate.variants, seeds=params.ablate.seeds)
-    screen.table(None, tables.HEADINGS, [tables.cells(row) for row in built.rows])
-    folder = built.markdown.parent.relative_to(paths.root)
-    screen.panel(
-        f"ablation of {paths.preset}",
-        [("table", f"{folder}/{built.markdown.name}, {built.csv.name}"), ("chart", f"{folder}/{built.chart.name}")],
-        next_command=_browse(params),
-    )
+)(ablate.ablate)
+app.command(epilog=example("mmseg compare camvid-small camvid"))(compare.compare)
+app.command(epilog=example("mmseg verify", "mmseg verify reports/demo/ablation.md --level 1"))(verify.verify)
 
 
 def _as_error(error: Exception) -> MmsegError | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -39,7 +39,7 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Evaluate a trained run on val: metrics.json, the counts of every image, and a page with pictures.
+    """Evaluate a trained run on val: metrics.json, the counts of every image, a certificate, a page with pictures.
 
     mIoU by class and category, boundaries, object sizes, row bands; against the benchmark's own program.
     """
@@ -72,13 +72,16 @@ def evaluate(
                 network=params.network_of(name),
                 metrics_file=paths.evidence / run / "metrics.json",
                 confusion_file=paths.evidence / run / "confusion.npz",
+                certificate_file=paths.evidence / run / "certificate.json",
                 page_folder=paths.run("evaluate", run),
                 title=f"{run} of {paths.preset}",
                 dataset=dataset_title(params),
                 protocol=protocol,
                 augmented=augmented,
+                with_branches=section.branches,
                 counting=Counting(section.boundaries, (medium, large), section.row_bands),
                 root=_root(root, section.dataset, official=section.official, names=store.names("val")),
+                project=paths.root,
                 run_official=section.official,
                 examples=section.examples,
                 precision=section.precision,
@@ -93,20 +96,36 @@ def evaluate(
                 note=show.note,
                 warn=show.warn,
             )
+        of_levels = _of_levels(result.branches or [])
         tracker.close(
             summary={"mean_iou": result.mean_iou, "pixel_accuracy": result.pixel_accuracy}
             | ({} if result.augmented is None else {"augmented_mean_iou": result.augmented})
+            | {f"{what}/{level}": value for what, found in of_levels.items() for level, value in found.items()}
             | {f"iou/{key}": value for key, value in result.class_iou.items() if value == value}
         )
     lines = [("mIoU", percent(result.mean_iou)), ("pixel accuracy", percent(result.pixel_accuracy))]
     if result.augmented is not None and augmented is not None:
         lines.append(("augmented", f"{percent(result.augmented)} ({augmented.text()})"))
+    for words, what in (("without a level", "knocked_out"), ("a level's head", "head")):
+        if of_levels[what]:
+            found = (f"{level}: {percent(value)}" for level, value in of_levels[what].items())
+            lines.append((words, ", ".join(found)))
     if result.mean_iiou is not None:
         lines.append(("iIoU", percent(result.mean_iiou)))
     if result.official is not None:
         lines.append(("official", result.official))
     lines += [("metrics", str(result.metrics_file)), ("page", str(result.page))]
     screen.panel(f"evaluate/{run}", lines, next_command=with_preset(preset, "mmseg ablate"))
+
+
+def _of_levels(branches: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
+    """mIoU without each level, and of each level's head, where they were measured."""
+    return {
+        what: {
+            row["level"]: row[what]["mean_iou"] for row in branches if row[what] and row[what]["mean_iou"] is not None
+        }
+        for what in ("knocked_out", "head")
+    }
 
 
 def _protocols(section: Evaluate) -> tuple[Protocol, Protocol | None]:

@@ -8,24 +8,40 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from mmseg_cli import provenance
 from mmseg_cli.data import loader
 from mmseg_cli.data.labels import LabelSpace
 from mmseg_cli.data.store import Split, Store
 from mmseg_cli.errors import MmsegError
-from mmseg_cli.evaluation import boundary, evidence, metrics, official, on_torch, page, regions, run_page, summary
+from mmseg_cli.evaluation import (
+    boundary,
+    branches,
+    certificate,
+    evidence,
+    metrics,
+    official,
+    on_torch,
+    page,
+    regions,
+    run_page,
+    summary,
+)
 from mmseg_cli.evaluation.evidence import Collector, Counts, Evidence
 from mmseg_cli.evaluation.segmenter import Protocol, Segmenter
 from mmseg_cli.files import new_folder, require_writable, sha256, write_json
 from mmseg_cli.models import weights
+from mmseg_cli.models.fold import fold_norms
+from mmseg_cli.models.unet import SegmentationNetwork
 
 PREDICTIONS = "predictions"  # in the page's folder: a PNG for each image
 TOLERANCE = 1e-9  # between our IoU and the benchmark's
@@ -66,17 +82,20 @@ class Evaluation:
 
     Attributes:
         augmented: mIoU with test-time augmentation; None where it was not asked for.
+        branches: of every level, as in metrics.json; None where they were not asked for.
         mean_iiou: the benchmark's instance-weighted IoU; None where it was not computed.
         official: what the benchmark's program said of ours; None where it did not run.
     """
 
     metrics_file: Path
+    certificate_file: Path
     page: Path
     images: int
     mean_iou: float
     pixel_accuracy: float
     class_iou: dict[str, float]
     augmented: float | None
+    branches: list[dict[str, Any]] | None
     mean_iiou: float | None
     official: str | None
 
@@ -88,13 +107,16 @@ def evaluate(
     network: dict[str, Any],
     metrics_file: Path,
     confusion_file: Path,
+    certificate_file: Path,
     page_folder: Path,
     title: str,
     dataset: str,
     protocol: Protocol,
     augmented: Protocol | None,
+    with_branches: bool,
     counting: Counting,
     root: Path | None,
+    project: Path,
     run_official: bool,
     examples: int,
     precision: Precision,
@@ -111,7 +133,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a run's last weights on the store's val split, labels at native size.
 
-    Writes metrics.json, what was counted in every image, and a folder with a page and the predictions.
+    Writes a folder with a page and the predictions, what was counted in every image, metrics.json, and last of all the
+    certificate.
 
     Args:
         run: the folder of the trained run.
@@ -119,12 +142,16 @@ def evaluate(
         title: of the page.
         dataset: what the store is of, in words.
         protocol: of all figures but `augmented`'s, which are of another prediction, with test-time augmentation.
+        with_branches: measure as well, by `protocol`, the network without each of its resolutions, and the heads of
+            deep supervision. See `mmseg_cli.evaluation.branches`.
         root: the dataset as it was downloaded, whose own label files are better than the store's, and which may have
             instances; None where it is not at hand. See `official.labels_of`.
+        project: the folder whose code and parameters are running, for the certificate.
         run_official: hold our IoU against that of the benchmark's own program on the PNGs that were written.
         examples: of each of the best, median and worst images, on the page.
         precision, fold, compile, channels_last, limit: see `mmseg_cli.evaluation.on_torch.segmenter`.
-        begin: told how many images there are, once all that is asked for can be done.
+        begin: told how many images will be gone through, once all that is asked for can be done: those of val, twice
+            with branches, whose means come first.
         advance: called after each image.
         note: called with a line on what goes on.
         warn: called with a line that a reader must know.
@@ -134,7 +161,9 @@ def evaluate(
             program finds another IoU.
         ResourceError: the limit does not suffice.
     """
+    evaluation = provenance.about(project, device=str(device))
     trained, record = weights.load_network(run, expected=network)
+    training = certificate.training_of(run)
     if record["task"] != "segmentation":
         raise MmsegError(run, "is not a segmentation network", "evaluate a run of the train stage")
     if record["label_space"] != store.manifest["label_space"]:
@@ -142,18 +171,18 @@ def evaluate(
     space, split, names = store.space, store.split("val"), store.names("val")
     if run_official:
         official.require_space(space, where="evaluate.official")
+    # Once for all: what is derived from it shares its weights.
+    whole = cast(SegmentationNetwork, fold_norms(trained) if fold else trained)
+    heads = branches.heads_of(run, whole) if with_branches else {}
+    make = partial(
+        on_torch.segmenter,
+        classes=len(space.classes),
+        device=device,
+        precision=precision,
+        channels_last=channels_last,
+    )
     segmenters = {
-        kind: on_torch.segmenter(
-            trained,
-            classes=len(space.classes),
-            protocol=wanted,
-            device=device,
-            precision=precision,
-            channels_last=channels_last,
-            fold=fold,
-            compile=compile,
-            limit=limit,
-        )
+        kind: make(whole, protocol=wanted, compile=compile, limit=limit)
         for kind, wanted in (("plain", protocol), ("augmented", augmented))
         if wanted is not None
     }
@@ -167,12 +196,17 @@ def evaluate(
     seen = len(set(store.names("train")) & set(names))
     if seen:
         warn(f"{seen} of {len(names)} val images are in train as well: these figures say nothing about new images")
-    for folder in {metrics_file.parent, page_folder.parent}:
+    for folder in {metrics_file.parent, certificate_file.parent, page_folder.parent}:
         require_writable(folder)
-    begin(len(split))
+    begin(len(split) * (2 if with_branches else 1))
     for left in page_folder.parent.glob(f".{page_folder.name}.*"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     with new_folder(page_folder) as folder:
+        if with_branches:
+            go_through = partial(_go_through, split, workers=workers, advance=advance)
+            segmenters |= branches.segmenters(
+                whole, heads, plain=segmenters["plain"], make=make, compile=compile, go_through=go_through
+            )
         counts = _count(
             segmenters, split, space, counting, pictures=folder / PREDICTIONS, workers=workers, advance=advance
         )
@@ -184,12 +218,17 @@ def evaluate(
                 **summary.of_confusion(counts["augmented"].total(), space),
                 "protocol": {**asdict(augmented), "window": windows["augmented"]},
             }
+        figures["branches"] = None
+        if with_branches:
+            strides = [record["network"]["stem_stride"] * 2**level for level in range(record["network"]["levels"])]
+            missing = branches.missing(record, heads)
+            figures["branches"] = summary.of_branches(counts, space, strides=strides, missing=missing)
         figures["official"] = figures["instances"] = None
         if run_official:
             note(f"{official.PROGRAM} compares {len(split)} images")
-            found, truth = _by_the_benchmark(split, space, pictures=folder / PREDICTIONS, labels=labels)
-            figures["official"] = _compared(found, figures, truth=truth)
-            figures["instances"] = _instances(found)
+            of_program, truth = _by_the_benchmark(split, space, pictures=folder / PREDICTIONS, labels=labels)
+            figures["official"] = _compared(of_program, figures, truth=truth)
+            figures["instances"] = _instances(of_program)
         figures["protocol"] = {
             **asdict(protocol),
             "window": windows["plain"],
@@ -214,28 +253,37 @@ def evaluate(
             ),
         )
     evidence.save(confusion_file, Evidence(list(space.classes), names, counts))
-    write_json(
-        metrics_file,
-        {
-            **figures,
-            "images": len(split),
-            "images_also_in_train": seen,
-            "dataset": dataset,
-            "split": "val",
-            "label_space": space.name,
-            "weights_sha256": sha256(run / weights.WEIGHTS),
-            "confusion_sha256": sha256(confusion_file),
-            "run": {key: record[key] for key in RUN_KEYS},
-        },
+    found = {
+        **figures,
+        "images": len(split),
+        "images_also_in_train": seen,
+        "dataset": dataset,
+        "split": "val",
+        "label_space": space.name,
+        "weights_sha256": sha256(run / weights.WEIGHTS),
+        "confusion_sha256": sha256(confusion_file),
+        "run": {key: record[key] for key in RUN_KEYS},
+    }
+    write_json(metrics_file, found)
+    certificate.write(
+        certificate_file,
+        training=training,
+        evaluation=evaluation,
+        run=run,
+        store=store,
+        metrics=found,
+        metrics_file=metrics_file,
     )
     return Evaluation(
         metrics_file=metrics_file,
+        certificate_file=certificate_file,
         page=page_folder / "index.html",
         images=len(split),
         mean_iou=figures["mean_iou"],
         pixel_accuracy=figures["pixel_accuracy"],
         class_iou={name: math.nan if value is None else value for name, value in figures["class_iou"].items()},
         augmented=figures["augmented"] and figures["augmented"]["mean_iou"],
+        branches=figures["branches"],
         mean_iiou=figures["instances"] and figures["instances"]["mean_iiou"],
         official=figures["official"] and _official_line(figures["official"]),
     )
@@ -260,6 +308,13 @@ def _windows(
     return windows
 
 
+def _go_through(split: Split, segmenter: Segmenter, *, workers: int, advance: Callable[[], None]) -> None:
+    """Predict every image as for its counts, for what else is to be seen in the network."""
+    for image_HWC, label_HW in _images(split, workers=workers):
+        segmenter.predict(image_HWC, size=_size(label_HW))
+        advance()
+
+
 def _count(
     segmenters: Mapping[str, Segmenter],
     split: Split,
@@ -279,15 +334,15 @@ def _count(
     def finish(name: str, label_HW: Label_HW, predicted: dict[str, Label_HW]) -> dict[str, NDArray[np.int64]]:
         official.write_png(_picture(pictures, name), _shown_ids(space)[predicted["plain"]])
         counts = counting.of(label_HW, predicted["plain"], classes=len(space.classes))
-        if "augmented" in predicted:
-            counts["augmented"] = metrics.confusion(label_HW, predicted["augmented"], classes=len(space.classes))
-        return counts
+        others = {kind: classes_HW for kind, classes_HW in predicted.items() if kind != "plain"}
+        confusion = partial(metrics.confusion, label_HW, classes=len(space.classes))
+        return counts | {kind: confusion(classes_HW) for kind, classes_HW in others.items()}
 
     waiting: deque[Future[dict[str, NDArray[np.int64]]]] = deque()
     pool = ThreadPoolExecutor(at_once)
     try:
         for name, (image_HWC, label_HW) in zip(names, _images(split, workers=workers), strict=True):
-            size = (label_HW.shape[0], label_HW.shape[1])
+            size = _size(label_HW)
             predicted = {kind: each.predict(image_HWC, size=size).classes_HW for kind, each in segmenters.items()}
             waiting.append(pool.submit(finish, name, label_HW, predicted))
             while len(waiting) > 2 * at_once:
@@ -305,6 +360,10 @@ def _images(split: Split, *, workers: int) -> Iterator[tuple[NDArray[np.uint8], 
     """image_HWC and label_HW of every item, in order."""
     for image_1CHW, label_1HW in loader.items_loader(loader.WholeImages(split), workers=workers):
         yield image_1CHW[0].permute(1, 2, 0).numpy(), label_1HW[0].numpy()
+
+
+def _size(label_HW: Label_HW) -> tuple[int, int]:
+    return label_HW.shape[0], label_HW.shape[1]
 
 
 def _picture(folder: Path, name: str) -> Path:

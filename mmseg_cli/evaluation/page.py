@@ -76,6 +76,21 @@ class SizeFigures:
     found: float | None
 
 
+@dataclass(frozen=True)
+class BranchFigures:
+    """What one resolution of the network contributes.
+
+    Attributes:
+        stride: pixels of the network's input, across, behind one of this resolution's.
+        without: mIoU with its feature replaced by its mean.
+        head: mIoU of the head at this resolution.
+    """
+
+    stride: int
+    without: float | None
+    head: float | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class PageContent:
     """All that the page shows.
@@ -93,6 +108,7 @@ class PageContent:
         instance_iou, mean_instance_iou: iIoU by class that has instances; None where it was not measured.
         official: a line on what the benchmark's program found.
         augmented: mIoU with test-time augmentation, and which: "25.02 % (scales 0.5, 1, 2; flip)".
+        branches: of every resolution of the network, finest first; empty where they were not measured.
         notes: how figures are defined, a sentence each.
         examples: in the order to show.
     """
@@ -115,6 +131,7 @@ class PageContent:
     mean_instance_iou: float | None = None
     official: str | None = None
     augmented: str | None = None
+    branches: Sequence[BranchFigures] = ()
     notes: Sequence[str] = ()
     examples: Sequence[Example] = ()
 
@@ -197,6 +214,7 @@ def _sections(content: PageContent) -> list[Section]:
         Section("summary", "Summary", _summary(content)),
         Section("classes", "Classes", _classes(content)),
         Section("scale", "Boundaries, sizes, rows", _scale(content)),
+        Section("branches", "Resolutions", _branches(content)),
         Section("confusion", "Confusions", _confusion(content)),
         Section("examples", "Examples", _examples(content)),
         Section("notes", "Definitions", [Points(content.notes)] if content.notes else []),
@@ -308,6 +326,24 @@ def _scale(content: PageContent) -> list[Block]:
         rows = [[page_figures.span(start, end), percent(value)] for start, end, value in content.rows]
         blocks.append(Table("mIoU by rows, top first (%)", ["rows", "mIoU"], rows))
     return blocks
+
+
+def _branches(content: PageContent) -> list[Block]:
+    if not content.branches:
+        return []
+    rows = [
+        [f"1/{found.stride}", percent(found.without), _change(found.without, content.mean_iou), percent(found.head)]
+        for found in content.branches
+    ]
+    headings = ["resolution", "without it", "change", "its head alone"]
+    return [Table("mIoU by resolution of the network (%)", headings, rows)]
+
+
+def _change(value: float | None, whole: float | None) -> str:
+    """Points of percent, signed, or a dash."""
+    if value is None or whole is None or math.isnan(value - whole):
+        return percent(None)
+    return f"{100 * (value - whole):+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _area(size: SizeFigures) -> str:

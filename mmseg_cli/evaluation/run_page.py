@@ -26,6 +26,10 @@ NOTES = (
     "Row bands are of equal height from the top (far) to the bottom (near); a false positive lies in a row, so there is"
     " IoU.",
 )
+OF_BRANCHES = (
+    "Without a resolution: the trained network, whose decoder gets in place of that level's feature the mean of it over"
+    " all images, and which is not trained again. Its head alone: the classifier that deep supervision put there.",
+)
 
 
 def content(
@@ -91,7 +95,15 @@ def content(
         mean_instance_iou=instances.get("mean_iiou"),
         official=official,
         augmented=augmented and f"{100 * figures['augmented']['mean_iou']:.2f} % ({augmented})",
-        notes=NOTES,
+        branches=[
+            page.BranchFigures(
+                stride=row["stride"],
+                without=row["knocked_out"] and row["knocked_out"]["mean_iou"],
+                head=row["head"] and row["head"]["mean_iou"],
+            )
+            for row in figures["branches"] or ()
+        ],
+        notes=NOTES + (OF_BRANCHES if figures["branches"] else ()),
         examples=examples,
     )
 

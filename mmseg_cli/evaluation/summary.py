@@ -8,6 +8,7 @@ Shapes: K = classes, D = distances, R = row bands.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,31 @@ def of_rows(matrices_RKK: NDArray[np.int64], space: LabelSpace) -> list[dict[str
         }
         for band, matrix in enumerate(matrices_RKK)
     ]
+
+
+def of_branches(
+    counts: Mapping[str, Counts], space: LabelSpace, *, strides: Sequence[int], missing: Sequence[Mapping[str, str]]
+) -> list[dict[str, Any]]:
+    """IoU of the network without each of its resolutions, and of each resolution's own head, finest first.
+
+    Args:
+        counts: by kind; `knocked_out_0` and `head_1` are of levels.
+        strides: of every level: pixels of the network's input, across, behind one of the level's.
+        missing: of every level, why it has no figure: the reason by `knocked_out` or `head`.
+    """
+    found = []
+    for level, (stride, reasons) in enumerate(zip(strides, missing, strict=True)):
+        row: dict[str, Any] = {"level": level, "stride": stride}
+        for what in ("knocked_out", "head"):
+            counted = counts.get(f"{what}_{level}")
+            row[what] = None if counted is None else _iou(counted.total(), space)
+        found.append({**row, "missing": dict(reasons)})
+    return found
+
+
+def _iou(matrix: metrics.Confusion, space: LabelSpace) -> dict[str, Any]:
+    per_class = metrics.class_iou(matrix)
+    return {"mean_iou": or_none(metrics.mean(per_class)), "class_iou": _by_class(per_class, space)}
 
 
 def of_counts(

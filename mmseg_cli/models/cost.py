@@ -2,8 +2,9 @@
 
 Counted (:func:`parameters`, :func:`macs`, :func:`activation_bytes`, :func:`inference_bytes`): the module runs on
 torch's meta device, which knows shapes but holds no numbers, so a 1024x2048 image costs neither memory nor time, and
-the counts are the same on every machine. Measured (:func:`step_seconds`, :func:`peak_training_bytes`): true for one
-machine and one moment only; both give what was seen and leave statistics to the reader.
+the counts are the same on every machine. Measured (:func:`step_seconds`, :func:`inference_seconds`,
+:func:`step_joules`, :func:`peak_training_bytes`): true for one machine and one moment only; all give what was seen and
+leave statistics to the reader.
 
 Shape suffixes: B batch, C channels, H height, W width, K classes.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import multiprocessing
 import resource
 import sys
@@ -20,7 +22,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -207,85 +209,190 @@ def _training_mode(module: nn.Module, *, on: bool) -> Iterator[None]:
             submodule.training = training
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a measured network works on, and how.
+
+    Attributes:
+        batch: images at once.
+        height, width: of the images, in pixels.
+        device: ``cpu``, ``cuda`` or ``cuda:<n>``.
+        autocast: the type for automatic mixed precision, such as ``torch.bfloat16``; None for float32.
+        memory_format: of images and weights.
+    """
+
+    batch: int
+    height: int
+    width: int
+    device: str
+    autocast: torch.dtype | None = None
+    memory_format: torch.memory_format = torch.channels_last
+
+    def images(self) -> Tensor:
+        """Noise in [0, 1), the same every time: x_BCHW on the device."""
+        generator = torch.Generator().manual_seed(0)
+        images_BCHW = torch.rand(self.batch, 3, self.height, self.width, generator=generator)
+        return images_BCHW.to(device=self.device, memory_format=self.memory_format)
+
+    def run(self, network: nn.Module, images_BCHW: Tensor) -> Tensor:
+        """The network's logits, in its precision."""
+        with torch.autocast(torch.device(self.device).type, dtype=self.autocast, enabled=self.autocast is not None):
+            logits: Tensor = network(images_BCHW)
+        return logits
+
+    def place(self, network: nn.Module) -> None:
+        """Move a network to the device, in the memory format, without the gradients of earlier work."""
+        network.zero_grad(set_to_none=True)
+        network.to(device=self.device)
+        network.to(memory_format=self.memory_format)
+
+    def wait(self) -> None:
+        """Wait until the device has done all that it was given; the CPU always has."""
+        if torch.device(self.device).type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _nothing() -> None:
+    pass
+
+
 def step_seconds(
     networks: Mapping[str, nn.Module],
     *,
-    batch: int,
-    height: int,
-    width: int,
+    work: Work,
     repeats: int,
     warmup: int,
-    device: str,
-    autocast: torch.dtype | None = None,
-    memory_format: torch.memory_format = torch.channels_last,
+    advance: Callable[[], None] = _nothing,
 ) -> dict[str, list[float]]:
     """Measure full training steps of several networks: forward, cross entropy, backward, SGD with momentum.
 
     The networks take turns (A B C A B C ...), so that a machine that slows down slows all of them alike. They are
-    trained on noise, so pass throw-away ones; they end up on ``device`` in ``memory_format``.
+    trained on noise, so pass throw-away ones; they end up on the work's device, in its memory format.
 
     Args:
         networks: name -> a network from RGB images to logits ``(B, K)`` or ``(B, K, H, W)``.
-        batch: images per step.
-        height: of the images, in pixels.
-        width: of the images, in pixels.
+        work: of one step.
         repeats: measured rounds.
         warmup: rounds before them that are not measured.
-        device: ``cpu``, ``cuda`` or ``cuda:<n>``.
-        autocast: the type for automatic mixed precision, such as ``torch.bfloat16``; None for float32.
-        memory_format: of images and weights.
+        advance: called after each round.
 
     Returns:
         Name -> seconds of each measured step, in the order of measurement.
     """
-    steps = {
-        name: _training_step(
-            network,
-            batch=batch,
-            height=height,
-            width=width,
-            device=device,
-            autocast=autocast,
-            memory_format=memory_format,
-        )
-        for name, network in networks.items()
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in networks}
-    for turn in range(warmup + repeats):
-        for name, step in steps.items():
-            _wait_for(device)
-            start = time.perf_counter()
-            step()
-            _wait_for(device)
-            if turn >= warmup:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+    steps = {name: _training_step(network, work=work) for name, network in networks.items()}
+    return _in_turns(steps, read=time.perf_counter, work=work, rounds=range(-warmup, repeats), advance=advance)
 
 
-def _training_step(
-    network: nn.Module,
+def inference_seconds(
+    networks: Mapping[str, nn.Module],
     *,
-    batch: int,
-    height: int,
-    width: int,
-    device: str,
-    autocast: torch.dtype | None,
-    memory_format: torch.memory_format,
-) -> Callable[[], None]:
-    """Put ``network`` on ``device`` and give a function that trains it by one step on fixed noise."""
-    network.to(device=device)
-    network.to(memory_format=memory_format)
+    work: Work,
+    repeats: int,
+    warmup: int,
+    advance: Callable[[], None] = _nothing,
+) -> dict[str, list[float]]:
+    """Measure forward passes of several networks in evaluation mode, from images on the device to logits there.
+
+    With a ``work`` of one image it is the latency. The network is as it was trained: batch norms are not folded and
+    nothing is compiled; reading, moving and normalising images, and the search for the largest logit, are not in it.
+    float32 is true float32, as :mod:`mmseg_cli.evaluation.on_torch` predicts: on CUDA without TF32.
+
+    The networks take turns, and the arguments are those of :func:`step_seconds`. Logits may be of any shape.
+
+    Returns:
+        Name -> seconds of each measured pass, in the order of measurement.
+    """
+    images_BCHW = work.images()
+
+    def forward(network: nn.Module) -> Callable[[], object]:
+        work.place(network)
+        network.eval()
+        return lambda: work.run(network, images_BCHW)
+
+    passes = {name: forward(network) for name, network in networks.items()}
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.inference_mode():
+            return _in_turns(passes, read=time.perf_counter, work=work, rounds=range(-warmup, repeats), advance=advance)
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def step_joules(
+    networks: Mapping[str, nn.Module],
+    *,
+    work: Work,
+    meter: Callable[[], float],
+    seconds: float,
+    repeats: int,
+    warmup: int,
+    advance: Callable[[], None] = _nothing,
+) -> dict[str, list[float]]:
+    """Measure the energy of training steps as in :func:`step_seconds`; the networks take turns, run by run.
+
+    NVML renews its counter about every 100 ms, so a single step cannot be read; of a run of some seconds the two ends
+    weigh little ("Thermally Stable Profiling for Accurate GPU Energy Measurement", ml.energy/blog). It is the energy
+    of the whole device, with what it takes when idle and what others do on it, as far as the device knows: A100 and
+    H100 look at their power in a quarter of the time only (arXiv 2312.02741).
+
+    Args:
+        networks: as in :func:`step_seconds`.
+        work: of one step.
+        meter: the joules that the device has used so far.
+        seconds: that a run takes, roughly; at least one step is run.
+        repeats: measured runs of each network.
+        warmup: rounds of one step before them.
+        advance: called after each round of runs.
+
+    Returns:
+        Name -> joules of one step, the mean over each measured run, in the order of measurement.
+    """
+    steps = {name: _training_step(network, work=work) for name, network in networks.items()}
+    once = _in_turns(steps, read=time.perf_counter, work=work, rounds=range(-warmup, 1), advance=_nothing)
+    counts = {name: max(1, math.ceil(seconds / taken)) for name, (taken,) in once.items()}
+
+    def run(step: Callable[[], object], count: int) -> Callable[[], object]:
+        return lambda: [step() for _ in range(count)]
+
+    runs = {name: run(step, counts[name]) for name, step in steps.items()}
+    joules = _in_turns(runs, read=meter, work=work, rounds=range(repeats), advance=advance)
+    return {name: [value / counts[name] for value in values] for name, values in joules.items()}
+
+
+def _in_turns(
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    read: Callable[[], float],
+    work: Work,
+    rounds: range,
+    advance: Callable[[], None],
+) -> dict[str, list[float]]:
+    """How much `read` grows during each call, round by round; the rounds below 0 do not count."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in rounds:
+        for name, call in calls.items():
+            work.wait()
+            before = read()
+            call()
+            work.wait()
+            if turn >= 0:
+                taken[name].append(read() - before)
+        advance()
+    return taken
+
+
+def _training_step(network: nn.Module, *, work: Work) -> Callable[[], None]:
+    """Place ``network`` and give a function that trains it by one step on fixed noise."""
+    work.place(network)
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
-    generator = torch.Generator().manual_seed(0)
-    images_BCHW = torch.rand(batch, 3, height, width, generator=generator).to(
-        device=device, memory_format=memory_format
-    )
+    images_BCHW = work.images()
 
     def step() -> None:
-        with torch.autocast(torch.device(device).type, dtype=autocast, enabled=autocast is not None):
-            logits_BKHW = network(images_BCHW)
-        target_BHW = torch.zeros(logits_BKHW.shape[:1] + logits_BKHW.shape[2:], dtype=torch.long, device=device)
+        logits_BKHW = work.run(network, images_BCHW)
+        shape = logits_BKHW.shape[:1] + logits_BKHW.shape[2:]
+        target_BHW = torch.zeros(shape, dtype=torch.long, device=work.device)
         loss = F.cross_entropy(logits_BKHW.float(), target_BHW)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
@@ -294,23 +401,7 @@ def _training_step(
     return step
 
 
-def _wait_for(device: str) -> None:
-    """Wait until ``device`` has done all that it was given; the CPU always has."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def peak_training_bytes(
-    make_network: Callable[..., nn.Module],
-    arguments: Mapping[str, Any],
-    *,
-    batch: int,
-    height: int,
-    width: int,
-    device: str,
-    autocast: torch.dtype | None = None,
-    memory_format: torch.memory_format = torch.channels_last,
-) -> int:
+def peak_training_bytes(make_network: Callable[..., nn.Module], arguments: Mapping[str, Any], *, work: Work) -> int:
     """Measure the peak memory of training: weights, gradients, momentum, activations and working memory.
 
     Two training steps as in :func:`step_seconds` are run, so that the second finds the optimizer's state in place,
@@ -322,12 +413,7 @@ def peak_training_bytes(
         make_network: builds the network. For the CPU it goes to another process, so it must be a module's top-level
             function, such as :func:`mmseg_cli.models.unet.build_network`.
         arguments: the keyword arguments of ``make_network``.
-        batch: images per step.
-        height: of the images, in pixels.
-        width: of the images, in pixels.
-        device: ``cpu``, ``cuda`` or ``cuda:<n>``.
-        autocast: the type for automatic mixed precision; None for float32.
-        memory_format: of weights and images.
+        work: of one step.
 
     Returns:
         Peak bytes above what was in use before.
@@ -336,22 +422,12 @@ def peak_training_bytes(
         MmsegError: from ``make_network``.
         ResourceError: the memory does not suffice.
     """
-    if torch.device(device).type == "cuda":
-        return _peak_on_cuda(make_network, arguments, batch, height, width, device, autocast, memory_format)
+    if torch.device(work.device).type == "cuda":
+        return _peak_on_cuda(make_network, arguments, work)
     with torch.device("meta"):
         make_network(**arguments)  # a bad argument raises here, in one line, and not in the other process
     with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        measuring = pool.submit(
-            _peak_on_cpu,
-            make_network,
-            arguments,
-            batch,
-            height,
-            width,
-            autocast,
-            memory_format,
-            torch.get_num_threads(),
-        )
+        measuring = pool.submit(_peak_on_cpu, make_network, arguments, work, torch.get_num_threads())
         try:
             return measuring.result()
         except (RuntimeError, MemoryError) as error:
@@ -360,69 +436,34 @@ def peak_training_bytes(
             raise
 
 
-def _two_steps(
-    make_network: Callable[..., nn.Module],
-    arguments: Mapping[str, Any],
-    batch: int,
-    height: int,
-    width: int,
-    device: str,
-    autocast: torch.dtype | None,
-    memory_format: torch.memory_format,
-) -> None:
-    step = _training_step(
-        make_network(**arguments),
-        batch=batch,
-        height=height,
-        width=width,
-        device=device,
-        autocast=autocast,
-        memory_format=memory_format,
-    )
+def _two_steps(network: nn.Module, work: Work) -> None:
+    step = _training_step(network, work=work)
     step()
     step()
-    _wait_for(device)
+    work.wait()
 
 
-def _peak_on_cuda(
-    make_network: Callable[..., nn.Module],
-    arguments: Mapping[str, Any],
-    batch: int,
-    height: int,
-    width: int,
-    device: str,
-    autocast: torch.dtype | None,
-    memory_format: torch.memory_format,
-) -> int:
+def _peak_on_cuda(make_network: Callable[..., nn.Module], arguments: Mapping[str, Any], work: Work) -> int:
     gc.collect()
     torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(work.device)
+    before = torch.cuda.memory_allocated(work.device)
     try:
-        _two_steps(make_network, arguments, batch, height, width, device, autocast, memory_format)
+        _two_steps(make_network(**arguments), work)
     except torch.cuda.OutOfMemoryError as error:
-        raise ResourceError(device, "not enough memory for this step", "use a smaller batch") from error
-    return torch.cuda.max_memory_allocated(device) - before
+        raise ResourceError(work.device, "not enough memory for this step", "use a smaller batch") from error
+    return torch.cuda.max_memory_allocated(work.device) - before
 
 
-def _peak_on_cpu(
-    make_network: Callable[..., nn.Module],
-    arguments: Mapping[str, Any],
-    batch: int,
-    height: int,
-    width: int,
-    autocast: torch.dtype | None,
-    memory_format: torch.memory_format,
-    threads: int,
-) -> int:
+def _peak_on_cpu(make_network: Callable[..., nn.Module], arguments: Mapping[str, Any], work: Work, threads: int) -> int:
     torch.set_num_threads(threads)
     # Loads the libraries that the first step of any network needs: they are no network's cost.
     warm_up = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
     for _ in range(2):
-        _two_steps(lambda: warm_up, {}, 2, 16, 16, "cpu", autocast, memory_format)
+        _two_steps(warm_up, replace(work, batch=2, height=16, width=16))
     gc.collect()
     before = restart_peak()
-    _two_steps(make_network, arguments, batch, height, width, "cpu", autocast, memory_format)
+    _two_steps(make_network(**arguments), work)
     return peak_resident_bytes() - before
 
 

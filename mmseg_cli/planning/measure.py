@@ -20,12 +20,11 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from mmseg_cli import runtime
+from mmseg_cli import energy, runtime
 from mmseg_cli.errors import MmsegError, ResourceError, ran_out
 from mmseg_cli.models import cost
 from mmseg_cli.models.unet import build_network
 from mmseg_cli.params import ClassificationStage, Runtime
-from mmseg_cli.planning import energy
 from mmseg_cli.planning.choose import Case, Need
 from mmseg_cli.planning.counts import WORKING, Counts
 from mmseg_cli.processes import Processes

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
+from mmseg_cli import energy, runtime
 from mmseg_cli import memory as memory_now
-from mmseg_cli import runtime
 from mmseg_cli.data.store import open_store
 from mmseg_cli.errors import MmsegError
 from mmseg_cli.names import LADDER
 from mmseg_cli.params import Dataset, Params
 from mmseg_cli.paths import Paths
-from mmseg_cli.planning import choose, energy
+from mmseg_cli.planning import choose
 from mmseg_cli.planning.choose import Ask, Case, Need, Row, Setting
 from mmseg_cli.planning.counts import Counts
 from mmseg_cli.planning.machine import USABLE, Machine

@@ -11,6 +11,10 @@ import pytest
 import trees
 from PIL import Image
 
+from mmseg_cli import paths as places
+from mmseg_cli.params import load
+from tests import evidence as made
+
 IMAGE = "leftImg8bit/val/lindau/lindau_000001_000019_leftImg8bit.png"
 LABEL = "gtFine/val/lindau/lindau_000001_000019_gtFine_labelIds.png"
 PREPARE = ("prepare", "cityscapes", "--preset", "demo", "--root")
@@ -304,13 +308,16 @@ def test_a_tampered_table_is_refused(trained, mmseg, change_params):
     change_params(lambda p: p["ablate"].update(variants=["mmbconv"], seeds=[0]))
     path = trained / "reports/demo/evidence/mmbconv-s0/metrics.json"
     figures = json.loads(path.read_text())
-    trees.write_cost(path.parents[1], ["mmbconv"], networks={"mmbconv": figures["run"]["network"]})
+    paths = places.find(preset="demo")
+    made.write_cost(paths, load(paths.params))
     assert mmseg("ablate", "--no-run").code == 0
     before = trees.contents(trained / "reports")
     path.write_text(json.dumps({**figures, "mean_iou": figures["mean_iou"] + 0.01}))
     done = mmseg("ablate", "--no-run")
     assert done.code == 2
-    assert done.one_error().startswith(f"mmseg: error: {path}: says mean_iou ")
+    assert done.one_error().startswith(
+        f"mmseg: error: {path.with_name('certificate.json')}: has another metrics_sha256"
+    )
     path.write_text(json.dumps(figures))
     for name, content in before.items():
         if name.startswith("demo/ablation"):

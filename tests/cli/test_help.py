@@ -10,7 +10,10 @@ import pytest
 import trees
 import typer
 
+from mmseg_cli import paths as places
 from mmseg_cli.cli.app import app
+from mmseg_cli.params import load
+from tests import evidence as made
 
 
 def walk(command, path=()):
@@ -122,8 +125,8 @@ def test_data_and_tables_work_without_torch(project, poisoned, raw, mmseg_proces
     done = mmseg_process("prepare", "camvid", "--root", raw["imagenet"], env=poisoned)
     assert done.code == 2
     assert "use `mmseg prepare imagenet`" in done.one_error()
-    grid = {(variant, seed): 80 - seed for variant in ("residual", "mbconv", "mmbconv") for seed in (0, 1)}
-    trees.make_evidence(Path("reports/demo/evidence"), grid)
+    paths = places.find(preset="demo")
+    made.make(paths, load(paths.params))
     done = mmseg_process("ablate", "--no-run", env=poisoned)
     assert done.code == 0, done.err
     assert Path("reports/demo/ablation.md").is_file()

@@ -18,9 +18,11 @@ from mmseg_cli.data.labels import IGNORE, cityscapes_19
 from mmseg_cli.data.store import open_store
 from mmseg_cli.errors import MmsegError
 from mmseg_cli.evaluation import evaluate as room
-from mmseg_cli.evaluation import evidence, metrics, on_torch, run_page, segmenter, summary
+from mmseg_cli.evaluation import evidence, inference, metrics, on_torch, run_page, segmenter, summary
 from mmseg_cli.evaluation.segmenter import PLAIN, Protocol
 from mmseg_cli.models import weights
+from mmseg_cli.models.auxiliary import DeepSupervision
+from mmseg_cli.models.unet import build_network
 
 RUN = Path("runs/demo/train/mmbconv-s0")
 EVIDENCE = Path("reports/demo/evidence/mmbconv-s0")
@@ -36,13 +38,16 @@ def evaluate(**changes):
         "network": json.loads((RUN / "record.json").read_text())["network"],
         "metrics_file": EVIDENCE / "metrics.json",
         "confusion_file": EVIDENCE / "confusion.npz",
+        "certificate_file": EVIDENCE / "certificate.json",
         "page_folder": PAGE,
         "title": "mmbconv-s0 of demo",
         "dataset": "cityscapes",
         "protocol": PLAIN,
         "augmented": None,
+        "with_branches": False,
         "counting": room.Counting(boundaries=[1, 3], object_sizes=(16, 64), row_bands=4),
         "root": None,
+        "project": Path(),
         "run_official": True,
         "examples": 1,
         "precision": "float32",
@@ -115,7 +120,7 @@ def test_the_evidence_says_what_the_network_does(trained):
     for key, path in (("weights_sha256", RUN / "model.safetensors"), ("confusion_sha256", EVIDENCE / "confusion.npz")):
         assert found[key] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert found["run"] == {
-        key: record[key] for key in ("variant", "seed", "network", "ladder", "recipe", "fingerprint")
+        key: record[key] for key in ("variant", "seed", "network", "ladder", "rungs", "recipe", "fingerprint")
     }
     assert "NaN" not in (EVIDENCE / "metrics.json").read_text()
     for name, predicted_HW in zip(store.names("val"), predictions, strict=True):
@@ -151,9 +156,15 @@ def test_training_and_evaluation_agree_on_the_figures(trained):
 
 
 def test_the_same_evaluation_gives_the_same_bytes(trained):
-    before = {folder: trees.contents(folder) for folder in (EVIDENCE, PAGE)}
-    evaluate(workers=2)
-    assert {folder: trees.contents(folder) for folder in (EVIDENCE, PAGE)} == before
+    def content():
+        found = {folder: trees.contents(folder) for folder in (EVIDENCE, PAGE)}
+        return found, found[EVIDENCE].pop("certificate.json")  # which says when it was
+
+    evaluate(with_branches=True)
+    before, _ = content()
+    evaluate(with_branches=True, workers=2)
+    after, _ = content()
+    assert after == before
 
 
 def test_a_sheet_shows_image_truth_prediction_and_errors():
@@ -242,6 +253,161 @@ def test_a_run_that_has_seen_val_is_told(trained, raw, mmseg, change_params):
     assert done.code == 0, done.err
     assert "3 of 3 val images are in train as well" in done.err
     assert figures()["images_also_in_train"] == 3
+
+
+# ------------------------------------------------------------------------------------------------------------- branches
+
+
+@pytest.fixture
+def supervised(trained):
+    """A run whose network has three levels, and a head at the one between."""
+    record = json.loads((RUN / "record.json").read_text())
+    record["network"]["levels"] = 3
+    record["rungs"][-1]["parameters"]["deep_supervision"] = 0.4
+    torch.manual_seed(1)
+    network = build_network(task="segmentation", num_classes=19, **record["network"])
+    heads = DeepSupervision(network)
+    for parameter in heads.parameters():
+        parameter.data.normal_(0, 0.3)
+    run = RUN.with_name("supervised-s0")
+    weights.save_weights(network, run / "model.safetensors")
+    weights.save_tensors(heads.auxiliary.state_dict(), run / "auxiliary.safetensors")
+    record["weights_sha256"] = sha256(run / "model.safetensors")
+    (run / "record.json").write_text(json.dumps(record))
+    return run
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def counted():
+    return evidence.load(EVIDENCE / "confusion.npz").counts
+
+
+def test_branches_are_figures_of_their_own(trained):
+    before = figures()
+    calls = []
+    result, warnings = evaluate(with_branches=True, begin=calls.append, advance=lambda: calls.append(1))
+    assert (calls, warnings) == ([6, *[1] * 6], [])
+    after, counts = figures(), counted()
+    assert before.pop("branches") is None
+    rows = after.pop("branches")
+    assert rows == result.branches
+    assert before.pop("confusion_sha256") != after.pop("confusion_sha256")
+    assert before == after
+    assert set(counts) == {"confusion", "boundaries", "sizes", "rows", "knocked_out_0", "knocked_out_1"}
+    assert [(row["level"], row["stride"], row["head"]) for row in rows] == [(0, 2, None), (1, 4, None)]
+    assert [row["missing"] for row in rows] == [
+        {"head": "it is the network's own: mean_iou"},
+        {"head": "the bottom of the encoder has none"},
+    ]
+    matrices = [counts[f"knocked_out_{level}"].dense() for level in (0, 1)]
+    whole = counts["confusion"].dense()
+    for row, matrix_NKK in zip(rows, matrices, strict=True):
+        np.testing.assert_array_equal(matrix_NKK.sum(2), whole.sum(2))  # the same truth in every image
+        assert row["knocked_out"]["mean_iou"] == metrics.mean_iou(matrix_NKK.sum(0))
+        for value, name in zip(metrics.class_iou(matrix_NKK.sum(0)), row["knocked_out"]["class_iou"], strict=True):
+            assert row["knocked_out"]["class_iou"][name] == (None if np.isnan(value) else value)
+        assert (matrix_NKK != whole).any()
+    assert (matrices[0] != matrices[1]).any()
+
+
+def test_a_head_per_branch_is_counted_where_the_run_has_them(supervised):
+    network = json.loads((supervised / "record.json").read_text())["network"]
+    evaluate(run=supervised, network=network, with_branches=True)
+    rows, counts = figures()["branches"], counted()
+    assert {f"knocked_out_{level}" for level in range(3)} | {"head_1"} < set(counts)
+    assert [(row["level"], row["stride"], row["head"] is None) for row in rows] == [
+        (0, 2, True),
+        (1, 4, False),
+        (2, 8, True),
+    ]
+    assert [sorted(row["missing"]) for row in rows] == [["head"], [], ["head"]]
+    assert rows[1]["head"]["mean_iou"] == metrics.mean_iou(counts["head_1"].total())
+    whole, _ = weights.load_network(supervised)
+    heads = DeepSupervision(whole)
+    heads.auxiliary.load_state_dict(weights.read_weights(supervised / "auxiliary.safetensors"))
+    heads.train()
+    whole.eval()
+    split = open_store(Path("data/demo/cityscapes")).split("val")
+    for position in range(3):
+        image_BCHW = torch.from_numpy(split.image(position).copy()).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            _, logits_BKHW = heads(inference.normalise(image_BCHW, device=torch.device("cpu")))
+        matrix = metrics.confusion(split.label(position), logits_BKHW.argmax(1)[0].numpy().astype(np.uint8), classes=19)
+        np.testing.assert_array_equal(counts["head_1"].image(position), matrix)
+    certificate = json.loads((EVIDENCE / "certificate.json").read_text())
+    assert certificate["auxiliary_sha256"] == sha256(supervised / "auxiliary.safetensors")
+    assert certificate["training"] is None  # nobody wrote down who made this one
+    (supervised / "auxiliary.safetensors").unlink()
+    evaluate(run=supervised, network=network, with_branches=True)
+    assert figures()["branches"][1]["missing"] == {"head": "the run has no auxiliary.safetensors"}
+
+
+def test_branches_are_shown_where_they_are_asked_for(trained, mmseg, change_params):
+    assert "without it" not in (PAGE / "index.md").read_text()
+    change_params(lambda p: p["evaluate"].update(branches=True))
+    done = mmseg("evaluate", "--variant", "mmbconv")
+    assert done.code == 0, done.err
+    found, text = figures(), (PAGE / "index.md").read_text()
+    values = [row["knocked_out"]["mean_iou"] for row in found["branches"]]
+    assert ", ".join(f"{level}: {100 * value:.2f}" for level, value in enumerate(values)) in done.out.replace(" %", "")
+    for stride, value in zip((2, 4), values, strict=True):
+        change = f"{100 * (value - found['mean_iou']):+.2f}".replace("-", "\N{MINUS SIGN}")
+        assert f"| 1/{stride} | {100 * value:.2f} | {change} | – |" in text
+    assert "which is not trained again" in text
+
+
+def test_windows_of_branches_are_those_of_the_network(trained, monkeypatch):
+    monkeypatch.setattr(segmenter, "SMALLEST", 8)
+    fits = {"limit": 2**16}
+    while (plan := planned(**fits)) is None or plan.forced:
+        fits = {"limit": fits["limit"] + 2**14}
+    _, warnings = evaluate(limit=fits["limit"] - 2**14, with_branches=True)
+    assert len(warnings) == 1  # of the network itself
+    assert figures()["branches"][0]["knocked_out"]["mean_iou"] is not None
+    evaluate(protocol=Protocol(window=(32, 32)), with_branches=True, fold=True, precision="bfloat16")
+    assert figures()["branches"][0]["knocked_out"]["mean_iou"] is not None
+
+
+# ---------------------------------------------------------------------------------------------------------- certificate
+
+
+def test_the_certificate_says_where_it_comes_from_and_of_what(trained):
+    found = json.loads((EVIDENCE / "certificate.json").read_text())
+    record = json.loads((RUN / "record.json").read_text())
+    assert found["training"] == json.loads((RUN / "provenance.json").read_text())
+    assert found["training"]["stage"] == "train"
+    assert set(found["evaluation"]) >= {"began", "commit", "changes", "environment", "device"}
+    assert found["evaluation"]["device"] == "cpu"
+    hashes = {
+        "weights_sha256": RUN / "model.safetensors",
+        "confusion_sha256": EVIDENCE / "confusion.npz",
+        "metrics_sha256": EVIDENCE / "metrics.json",
+        "data_manifest_sha256": Path("data/demo/cityscapes/manifest.json"),
+    }
+    assert {key: found[key] for key in hashes} == {key: sha256(path) for key, path in hashes.items()}
+    assert found["data_manifest_sha256"] == record["data_manifest_sha256"]
+    assert found["fingerprint"] == record["fingerprint"] == figures()["run"]["fingerprint"]
+    assert found["auxiliary_sha256"] is None
+    assert set(found) == {"training", "evaluation", "fingerprint", "auxiliary_sha256", *hashes}
+    order = [(EVIDENCE / name).stat().st_mtime_ns for name in ("confusion.npz", "metrics.json", "certificate.json")]
+    assert order == sorted(order)
+
+
+def test_the_code_of_the_project_is_in_the_certificate(trained):
+    for command in (["init"], ["add", "params.yaml"], ["-c", "user.name=a", "-c", "user.email=b", "commit", "-m", "c"]):
+        subprocess.run(["git", *command], check=True, capture_output=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    evaluate()
+    found = json.loads((EVIDENCE / "certificate.json").read_text())["evaluation"]
+    assert (found["commit"], found["changes"]) == (head, None)
+
+
+def test_a_damaged_provenance_is_told_before_anything_is_predicted(trained):
+    (RUN / "provenance.json").write_text("{")
+    assert "provenance.json: cannot be read" in refused()
 
 
 # ------------------------------------------------------------------------------------------------ the official program

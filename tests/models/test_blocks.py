@@ -70,47 +70,55 @@ def test_1x1_to_3x3_multiplies_exactly_those_weights_by_nine() -> None:
         assert mbconv[name][:2] == mmbconv[name][:2]
 
 
-def timm_twin(block: InvertedResidual, *, kernel: int, in_channels: int, out_channels: int) -> nn.Module:
+# The rows that timm can express: the arguments of its `InvertedResidual`, or none for its `EdgeResidual`.
+IN_TIMM: dict[str, dict[str, int] | None] = {
+    "mbconv": {"exp_kernel_size": 1, "dw_kernel_size": 3, "pw_kernel_size": 1},
+    "mmbconv": {"exp_kernel_size": 3, "dw_kernel_size": 3, "pw_kernel_size": 3},
+    "mmbconv-expand": {"exp_kernel_size": 3, "dw_kernel_size": 3, "pw_kernel_size": 1},
+    "mmbconv-project": {"exp_kernel_size": 1, "dw_kernel_size": 3, "pw_kernel_size": 3},
+    "mbconv-k7": {"exp_kernel_size": 1, "dw_kernel_size": 7, "pw_kernel_size": 1},
+    "fused-mbconv": None,
+}
+SQUEEZE_EXCITE = {"se.reduce": "se.conv_reduce", "se.expand": "se.conv_expand"}
+
+
+def timm_twin(block: InvertedResidual, name: str, *, in_channels: int, out_channels: int) -> nn.Module:
     """Make timm's block with the same weights: its squeeze-excite reduced from the input, symmetric padding."""
-    twin = timm_blocks.InvertedResidual(
-        in_channels,
-        out_channels,
-        exp_ratio=2.0,
-        exp_kernel_size=kernel,
-        pw_kernel_size=kernel,
-        act_layer=nn.SiLU,
-        se_layer=functools.partial(timm_blocks.SqueezeExcite, rd_channels=round(in_channels * 0.25)),
-    )
-    pairs = {
-        "expand.conv": "conv_pw",
-        "expand.norm": "bn1",
-        "depthwise.conv": "conv_dw",
-        "depthwise.norm": "bn2",
-        "se.reduce": "se.conv_reduce",
-        "se.expand": "se.conv_expand",
-        "project": "conv_pwl",
-        "project_norm": "bn3",
-    }
-    for ours, theirs in pairs.items():
+    reduced = functools.partial(timm_blocks.SqueezeExcite, rd_channels=round(in_channels * 0.25))
+    settings = {"exp_ratio": 2.0, "act_layer": nn.SiLU, "se_layer": reduced}
+    kernels = IN_TIMM[name]
+    if kernels is None:
+        twin = timm_blocks.EdgeResidual(in_channels, out_channels, **settings)
+        pairs = {"expand.conv": "conv_exp", "expand.norm": "bn1", "project": "conv_pwl", "project_norm": "bn2"}
+    else:
+        twin = timm_blocks.InvertedResidual(in_channels, out_channels, **kernels, **settings)
+        pairs = {
+            "expand.conv": "conv_pw",
+            "expand.norm": "bn1",
+            "depthwise.conv": "conv_dw",
+            "depthwise.norm": "bn2",
+            "project": "conv_pwl",
+            "project_norm": "bn3",
+        }
+    for ours, theirs in (pairs | SQUEEZE_EXCITE).items():
         twin.get_submodule(theirs).load_state_dict(block.get_submodule(ours).state_dict())
     assert sum(p.numel() for p in twin.parameters()) == sum(p.numel() for p in block.parameters())
     return twin
 
 
-@pytest.mark.parametrize(("name", "kernel"), [("mbconv", 1), ("mmbconv", 3)])
-@pytest.mark.parametrize("out_channels", [16, 24])
-@pytest.mark.parametrize("training", [True, False])
-def test_equals_timm(name: str, kernel: int, out_channels: int, training: bool) -> None:
-    torch.manual_seed(0)
-    block = make(name, out_channels=out_channels, activation="silu")
-    assert isinstance(block, InvertedResidual)
+def with_statistics(block: nn.Module) -> nn.Module:
+    """Weights and statistics of all batch norms that a mix-up would show."""
     for module in block.modules():
-        if isinstance(module, nn.BatchNorm2d):  # weights and statistics that a mix-up would show
+        if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias)
             nn.init.normal_(module.running_mean)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
-    twin = timm_twin(block, kernel=kernel, in_channels=WIDTH, out_channels=out_channels)
+    return block
+
+
+def assert_the_same(block: nn.Module, twin: nn.Module, *, out_channels: int, training: bool) -> None:
+    """Outputs and the gradient of the input agree."""
     block.double().train(training)
     twin.double().train(training)
     x_BCHW = torch.randn(2, WIDTH, 7, 9, dtype=torch.double)
@@ -124,12 +132,161 @@ def test_equals_timm(name: str, kernel: int, out_channels: int, training: bool) 
 
     for ours, theirs in zip(run(block), run(twin), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", IN_TIMM)
+@pytest.mark.parametrize("out_channels", [16, 24])
+@pytest.mark.parametrize("training", [True, False])
+def test_equals_timm(name: str, out_channels: int, training: bool) -> None:
+    torch.manual_seed(0)
+    block = with_statistics(make(name, out_channels=out_channels, activation="silu"))
+    assert isinstance(block, InvertedResidual)
+    twin = timm_twin(block, name, in_channels=WIDTH, out_channels=out_channels)
+    assert_the_same(block, twin, out_channels=out_channels, training=training)
     if training:  # the running statistics moved alike
-        torch.testing.assert_close(block.project_norm.running_var, twin.bn3.running_var, rtol=1e-6, atol=1e-6)
+        last = twin.bn2 if name == "fused-mbconv" else twin.bn3
+        torch.testing.assert_close(block.project_norm.running_var, last.running_var, rtol=1e-6, atol=1e-6)
 
 
-def test_the_projection_is_linear() -> None:
-    block = make("mmbconv", out_channels=24).eval()
+# --------------------------------------------------- the two answers to the ninefold weights, which timm does not have
+
+
+def shuffled_by_hand(channels: int, groups: int) -> list[int]:
+    """Where each channel comes from: dealt out in turn, the first of every group, then the second of every group."""
+    return [group * (channels // groups) + place for place in range(channels // groups) for group in range(groups)]
+
+
+def test_the_shuffle_deals_the_groups_out_in_turn() -> None:
+    assert shuffled_by_hand(6, 2) == [0, 3, 1, 4, 2, 5]
+    x_BCHW = torch.randn(2, 12, 3, 2)
+    for groups in (1, 2, 3, 4, 6, 12):
+        assert torch.equal(layers.ChannelShuffle(groups)(x_BCHW), x_BCHW[:, shuffled_by_hand(12, groups)])
+
+
+def grouped_as_full(weight_OIHW: Tensor, *, groups: int) -> Tensor:
+    """The full kernel that does what a grouped one does: zero between channels of different groups."""
+    out_size, in_size = weight_OIHW.shape[0] // groups, weight_OIHW.shape[1]
+    full_OIHW = weight_OIHW.new_zeros(out_size * groups, in_size * groups, *weight_OIHW.shape[2:])
+    for group in range(groups):
+        for out_channel in range(group * out_size, (group + 1) * out_size):
+            for in_channel in range(in_size):
+                full_OIHW[out_channel, group * in_size + in_channel] = weight_OIHW[out_channel, in_channel]
+    return full_OIHW
+
+
+def column_and_row_as_full(conv: nn.Module) -> Tensor:
+    """The 3x3 kernel that does what a column and then a row do: their product, summed over the channels between."""
+    column_MI, row_OM = conv.column.weight[:, :, :, 0], conv.row.weight[:, :, 0, :]
+    full_OIHW = torch.zeros(row_OM.shape[0], column_MI.shape[1], 3, 3)
+    for y in range(3):
+        for x in range(3):
+            full_OIHW[:, :, y, x] = row_OM[:, :, x] @ column_MI[:, :, y]
+    return full_OIHW
+
+
+@pytest.mark.parametrize(("in_channels", "out_channels"), [(6, 10), (10, 6), (7, 7)])
+def test_a_column_and_a_row_are_one_3x3_convolution(in_channels: int, out_channels: int) -> None:
+    """At the borders too: nothing is between the two."""
+    torch.manual_seed(0)
+    conv = layers.SeparableConv(in_channels, out_channels, kernel_size=3)
+    x_BCHW = torch.randn(2, in_channels, 5, 4)
+    whole_BCHW = nn.functional.conv2d(x_BCHW, column_and_row_as_full(conv), padding=1)
+    torch.testing.assert_close(conv(x_BCHW), whole_BCHW, rtol=1e-4, atol=1e-5)
+    assert conv.column.out_channels == min(in_channels, out_channels)
+    assert (conv.column.kernel_size, conv.row.kernel_size) == ((3, 1), (1, 3))
+    assert conv.column.bias is None and conv.row.bias is None
+
+
+@pytest.mark.parametrize("name", ["mmbconv-grouped", "mmbconv-separable"])
+@pytest.mark.parametrize("out_channels", [16, 24])
+@pytest.mark.parametrize("training", [True, False])
+def test_both_equal_an_mmbconv_with_the_full_kernels(name: str, out_channels: int, training: bool) -> None:
+    """The MMBConv that timm agrees with, its kernels put together by hand."""
+    torch.manual_seed(0)
+    block = with_statistics(make(name, out_channels=out_channels, activation="silu"))
+    twin = make("mmbconv", out_channels=out_channels, activation="silu")
+    state = {key: value.clone() for key, value in block.state_dict().items() if key in twin.state_dict()}
+    with torch.no_grad():
+        if name == "mmbconv-separable":
+            full = {"expand.conv": block.expand.conv, "project": block.project}
+            state |= {f"{key}.weight": column_and_row_as_full(conv) for key, conv in full.items()}
+        else:
+            assert block.expand.conv.groups == block.project.groups == 8
+            state["expand.conv.weight"] = grouped_as_full(block.expand.conv.weight, groups=8)
+            state["project.weight"] = grouped_as_full(block.project.weight, groups=8)
+            for key in [key for key in state if key.startswith("expand.") and state[key].dim()]:
+                state[key] = state[key][shuffled_by_hand(2 * WIDTH, 8)]
+    twin.load_state_dict(state)
+    assert_the_same(block, twin, out_channels=out_channels, training=training)
+
+
+def reach(block: nn.Module, *, channels: int) -> Tensor:
+    """Which of the input's channels each of the branch's output channels depends on, (out, in)."""
+    assert isinstance(block, InvertedResidual)
+    block.has_skip = False
+    x_BCHW = torch.randn(1, channels, 5, 5, requires_grad=True)
+    y_BCHW = block.eval()(x_BCHW)
+    rows = [torch.autograd.grad(y_BCHW[0, out].sum(), x_BCHW, retain_graph=True)[0] for out in range(channels)]
+    return torch.stack(rows).abs().sum((1, 3, 4)) > 0
+
+
+@pytest.mark.parametrize("expansion", [2, 4])
+def test_with_the_shuffle_every_channel_sees_every_channel(expansion: int) -> None:
+    torch.manual_seed(0)
+    arguments = {"in_channels": 32, "out_channels": 32, "se_ratio": 0, "activation": "silu", "expansion": expansion}
+    block = make("mmbconv-grouped", **arguments)
+    assert reach(block, channels=32).all()
+    block.shuffle = nn.Identity()
+    group = torch.arange(32) // 4
+    assert torch.equal(reach(block, channels=32), group[:, None] == group)  # its own eighth of the network only
+    assert reach(make("mmbconv-separable", **arguments), channels=32).all()
+
+
+@pytest.mark.parametrize(
+    ("in_channels", "out_channels", "groups"),
+    [
+        *[(16, 32, 8), (32, 16, 8), (24, 48, 8), (12, 24, 6), (10, 20, 5), (9, 18, 3), (7, 14, 7), (3, 6, 3)],
+        *[(20, 50, 5), (16, 27, 1), (11, 22, 1), (13, 13, 1), (1, 2, 1)],
+    ],
+)
+def test_groups_are_the_most_that_divide_both(in_channels: int, out_channels: int, groups: int) -> None:
+    assert layers.group_count(in_channels, out_channels) == groups
+    block = make("mmbconv-grouped", in_channels=in_channels, out_channels=in_channels, expansion=2)
+    assert block(torch.rand(2, in_channels, 4, 5)).shape == (2, in_channels, 4, 5)
+
+
+# ------------------------------------------------------------------------------------------------------ all of the rows
+
+RECEPTIVE_FIELDS = {
+    "residual": 5,
+    "mbconv": 3,
+    "mmbconv": 7,
+    "mmbconv-expand": 5,
+    "mmbconv-project": 5,
+    "mmbconv-grouped": 7,
+    "mmbconv-separable": 7,
+    "mbconv-k7": 7,  # the control: as far as mmbconv, with about the weights of mbconv
+    "fused-mbconv": 3,
+}
+
+
+@pytest.mark.parametrize("name", BLOCK_NAMES)
+def test_receptive_fields(name: str) -> None:
+    """Squeeze-excite left out, which sees the whole image: what is left sees a square of this side."""
+    torch.manual_seed(0)
+    x_BCHW = torch.randn(1, WIDTH, 11, 11, requires_grad=True)
+    y_BCHW = make(name, se_ratio=0, activation="silu").eval()(x_BCHW)
+    (gradient_BCHW,) = torch.autograd.grad(y_BCHW[0, :, 5, 5].sum(), x_BCHW)
+    seen_HW = gradient_BCHW[0].abs().sum(0) > 0
+    radius = RECEPTIVE_FIELDS[name] // 2
+    expected_HW = torch.zeros(11, 11, dtype=torch.bool)
+    expected_HW[5 - radius : 6 + radius, 5 - radius : 6 + radius] = True
+    assert torch.equal(seen_HW, expected_HW)
+
+
+@pytest.mark.parametrize("name", [name for name in BLOCK_NAMES if name != "residual"])
+def test_the_projection_is_linear(name: str) -> None:
+    block = make(name, out_channels=24).eval()
     y_BCHW = block(torch.randn(2, WIDTH, 5, 5))
     assert (y_BCHW < 0).any()  # after a ReLU there would be none
 

@@ -13,6 +13,7 @@ from mmseg_cli.models import cost
 from mmseg_cli.models.blocks import build_block
 from mmseg_cli.models.cost import (
     Cost,
+    Work,
     activation_bytes,
     block_cost,
     describe,
@@ -27,31 +28,55 @@ from mmseg_cli.names import BLOCK_NAMES
 # One block: W channels, HIDDEN = 2 W, squeeze-excite to R = W / 4, on a map of 8x8 = PIXELS.
 W, HIDDEN, R, PIXELS = 16, 32, 4, 64
 SE_WEIGHTS = 2 * HIDDEN * R
-DEPTHWISE = 9 * HIDDEN
-INVERTED_REST = SE_WEIGHTS + R + HIDDEN + 2 * (HIDDEN + HIDDEN + W)  # with both biases and three norms
+SE_BIASES = R + HIDDEN
+NORM_WEIGHTS = 2  # of a channel: a scale and a shift
+# A convolution between the W and the HIDDEN channels, in either direction, has so many weights and no bias.
+FULL = W * HIDDEN
+GROUPED = 8 * (W // 8) * (HIDDEN // 8)  # 8 divides both: eight small ones side by side, for each place of the kernel
+COLUMN_AND_ROW = 3 * (W * W + W * HIDDEN)  # the fewer channels, W, are those between the two
 
-HAND_PARAMETERS = {
-    "residual": 2 * 9 * W * W + 2 * 2 * W,
-    "mbconv": 2 * W * HIDDEN + DEPTHWISE + INVERTED_REST,
-    "mmbconv": 9 * 2 * W * HIDDEN + DEPTHWISE + INVERTED_REST,
+# The convolutions of the inverted-residual family, each with the channels of the norm behind it.
+INVERTED = {
+    "mbconv": [(FULL, HIDDEN), (9 * HIDDEN, HIDDEN), (FULL, W)],
+    "mmbconv": [(9 * FULL, HIDDEN), (9 * HIDDEN, HIDDEN), (9 * FULL, W)],
+    "mmbconv-expand": [(9 * FULL, HIDDEN), (9 * HIDDEN, HIDDEN), (FULL, W)],
+    "mmbconv-project": [(FULL, HIDDEN), (9 * HIDDEN, HIDDEN), (9 * FULL, W)],
+    "mmbconv-grouped": [(9 * GROUPED, HIDDEN), (9 * HIDDEN, HIDDEN), (9 * GROUPED, W)],
+    "mmbconv-separable": [(COLUMN_AND_ROW, HIDDEN), (9 * HIDDEN, HIDDEN), (COLUMN_AND_ROW, W)],
+    "mbconv-k7": [(FULL, HIDDEN), (49 * HIDDEN, HIDDEN), (FULL, W)],
+    "fused-mbconv": [(9 * FULL, HIDDEN), (FULL, W)],
 }
-HAND_MACS_PER_PIXEL = {
-    "residual": 2 * 9 * W * W,
-    "mbconv": 2 * W * HIDDEN + DEPTHWISE,
-    "mmbconv": 9 * 2 * W * HIDDEN + DEPTHWISE,
+HAND_PARAMETERS = {"residual": 2 * 9 * W * W + 2 * NORM_WEIGHTS * W} | {
+    name: sum(weights + NORM_WEIGHTS * channels for weights, channels in layers) + SE_WEIGHTS + SE_BIASES
+    for name, layers in INVERTED.items()
 }
-HAND_MACS_PER_MAP = {"residual": 0, "mbconv": SE_WEIGHTS, "mmbconv": SE_WEIGHTS}
+HAND_MACS_PER_PIXEL = {"residual": 2 * 9 * W * W} | {
+    name: sum(weights for weights, _ in layers) for name, layers in INVERTED.items()
+}
+HAND_MACS_PER_MAP = {"residual": 0} | dict.fromkeys(INVERTED, SE_WEIGHTS)
 
 PINNED_BLOCKS = {
     "residual": (4_672, 294_912),
     "mbconv": (1_764, 84_224),
     "mmbconv": (9_956, 608_512),
+    "mmbconv-expand": (5_860, 346_368),
+    "mmbconv-project": (5_860, 346_368),
+    "mmbconv-grouped": (1_892, 92_416),
+    "mmbconv-separable": (5_348, 313_600),
+    "mbconv-k7": (3_044, 166_144),
+    "fused-mbconv": (5_508, 327_936),
 }
 # The uniform network of the same blocks at a 64x96 image.
 PINNED_NETWORKS = {
     "residual": (41_995, 21_817_344),
     "mbconv": (21_639, 8_450_560),
     "mmbconv": (78_983, 41_677_312),
+    "mmbconv-expand": (50_311, 25_063_936),
+    "mmbconv-project": (50_311, 25_063_936),
+    "mmbconv-grouped": (22_535, 8_969_728),
+    "mmbconv-separable": (46_727, 22_987_264),
+    "mbconv-k7": (30_599, 13_642_240),
+    "fused-mbconv": (47_847, 23_895_808),
 }
 
 
@@ -99,13 +124,32 @@ def test_network_costs_are_pinned(name: str) -> None:
     assert got.macs == by_hand
 
 
-def test_mmbconv_keeps_the_activations_of_mbconv() -> None:
+def test_wider_kernels_keep_the_activations_of_mbconv() -> None:
     # What the paper's "+10 % memory" is made of is weights and working memory: the kept maps are the same.
     with torch.device("meta"):
         kept = {
             name: activation_bytes(build_network(**network_arguments(name)), (2, 3, 64, 96)) for name in BLOCK_NAMES
         }
-    assert kept["mmbconv"] == kept["mbconv"] > kept["residual"]
+    same = {kept[name] for name in ("mbconv", "mmbconv", "mmbconv-expand", "mmbconv-project", "mbconv-k7")}
+    assert same == {kept["mbconv"]}
+    assert kept["mbconv"] > kept["residual"]
+    # One map of HIDDEN channels in all blocks: 2 images, float32.
+    hidden = 4 * 2 * HIDDEN * sum(count * 32 * 48 // 4**level for level, count in enumerate([2, 2, 2, 1]))
+    assert kept["mmbconv-grouped"] == kept["mbconv"] + hidden  # before and after the shuffle
+    assert kept["mmbconv-separable"] == kept["mbconv"] + hidden  # W channels behind each of two columns
+    # Without a depthwise convolution neither its norm's input nor what the activation gives; a mean and a deviation.
+    assert kept["fused-mbconv"] == kept["mbconv"] - 2 * hidden - 7 * 2 * 4 * HIDDEN
+
+
+@pytest.mark.parametrize("width", [16, 24, 32, 48, 64])
+def test_grouping_answers_the_ninefold_weights(width: int) -> None:
+    """In eight groups a 3x3 has 9/8 of the weights of a full 1x1, so the block costs little more than MBConv."""
+
+    def dense(name: str) -> int:
+        block = build_block(name, width, width, expansion=2, se_ratio=0, norm="batch", activation="relu")
+        return block.expand.conv.weight.numel() + block.project.weight.numel()
+
+    assert dense("mmbconv-grouped") * 8 == dense("mbconv") * 9 == dense("mmbconv")
 
 
 def test_activations_against_a_hand_count() -> None:
@@ -196,7 +240,7 @@ def test_steps_are_measured_in_turns_and_train(autocast: torch.dtype | None) -> 
     calls: list[str] = []
     networks = {name: Recorder(name, calls, dense=name != "c") for name in "abc"}
     before = {name: network.conv.weight.clone() for name, network in networks.items()}
-    seconds = step_seconds(networks, batch=2, height=4, width=6, repeats=2, warmup=1, device="cpu", autocast=autocast)
+    seconds = step_seconds(networks, work=Work(2, 4, 6, "cpu", autocast=autocast), repeats=2, warmup=1)
     assert calls == list("abc") * 3
     assert {name: len(samples) for name, samples in seconds.items()} == {"a": 2, "b": 2, "c": 2}
     assert all(sample > 0 for samples in seconds.values() for sample in samples)
@@ -205,17 +249,14 @@ def test_steps_are_measured_in_turns_and_train(autocast: torch.dtype | None) -> 
 
 def test_peak_memory_on_the_cpu_holds_at_least_the_activations() -> None:
     arguments = network_arguments("mbconv")
-    size = {"batch": 4, "height": 128, "width": 192}
-    got = peak_training_bytes(build_network, arguments, device="cpu", **size)
+    got = peak_training_bytes(build_network, arguments, work=Work(4, 128, 192, "cpu"))
     kept = activation_bytes(build_network(**arguments), (4, 3, 128, 192))
     assert kept < got < 4 * kept
 
 
 def test_peak_memory_refuses_bad_arguments_before_it_starts_a_process() -> None:
     with pytest.raises(MmsegError, match="levels: 0 is too small"):
-        peak_training_bytes(
-            build_network, {**network_arguments("mbconv"), "levels": 0}, batch=1, height=8, width=8, device="cpu"
-        )
+        peak_training_bytes(build_network, {**network_arguments("mbconv"), "levels": 0}, work=Work(1, 8, 8, "cpu"))
 
 
 def test_peak_memory_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,10 +271,10 @@ def test_peak_memory_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_measurements_on_cuda() -> None:
     arguments = network_arguments("mmbconv")
-    size = {"batch": 4, "height": 128, "width": 192}
-    got = peak_training_bytes(build_network, arguments, device="cuda", **size)
+    work = Work(4, 128, 192, "cuda")
+    got = peak_training_bytes(build_network, arguments, work=work)
     assert activation_bytes(build_network(**arguments), (4, 3, 128, 192)) * 0.8 < got
-    seconds = step_seconds({"a": build_network(**arguments)}, repeats=2, warmup=1, device="cuda", **size)
+    seconds = step_seconds({"a": build_network(**arguments)}, work=work, repeats=2, warmup=1)
     assert len(seconds["a"]) == 2
 
 

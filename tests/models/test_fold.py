@@ -9,6 +9,7 @@ from torch import nn
 from mmseg_cli.models import blocks, layers, norms
 from mmseg_cli.models.fold import fold_norms
 from mmseg_cli.models.unet import build_network
+from mmseg_cli.names import BLOCK_NAMES
 
 ARGUMENTS = {
     "task": "segmentation",
@@ -42,7 +43,7 @@ def difference(one: nn.Module, other: nn.Module, x_BCHW: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("layout", ["uniform", "pyramid"])
-@pytest.mark.parametrize("block", ["residual", "mbconv", "mmbconv"])
+@pytest.mark.parametrize("block", BLOCK_NAMES)
 def test_a_folded_network_gives_the_same_logits(block, layout):
     torch.manual_seed(1)
     network = with_statistics(build_network(**ARGUMENTS, block=block, layout=layout, norm="batch"))
@@ -65,6 +66,19 @@ def test_the_projected_skip_of_a_residual_block_is_folded_too():
     folded = fold_norms(block)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     assert difference(block, folded, torch.randn(2, 4, 9, 11)) < 1e-5
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCK_NAMES if block != "residual"])
+def test_a_block_that_changes_the_channels_is_folded(block):
+    torch.manual_seed(2)
+    made = with_statistics(
+        blocks.build_block(block, 12, 8, expansion=1.5, se_ratio=0.25, norm="batch", activation="relu")
+    )
+    convolutions = [module for module in made.modules() if isinstance(module, nn.Conv2d)]
+    folded = fold_norms(made)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert len([module for module in folded.modules() if isinstance(module, nn.Conv2d)]) == len(convolutions)
+    assert difference(made, folded, torch.randn(2, 12, 9, 11)) < 1e-5
 
 
 def test_group_norms_stay():

@@ -25,7 +25,20 @@ from tests.pipeline.tiny import REPOSITORY, TinyProject
 RUNGS = ("pretrain_imagenet", "pretrain_mapillary", "train", "evaluate")
 
 # Not declared by any stage: what only talks to the person, and small helpers that decide no number.
-EXEMPT = ("cli", "errors", "files", "names", "params", "paths", "runtime", "text", "tracking", "mirror", "__main__")
+EXEMPT = (
+    "cli",
+    "errors",
+    "files",
+    "names",
+    "params",
+    "paths",
+    "runtime",
+    "text",
+    "provenance",
+    "tracking",
+    "mirror",
+    "__main__",
+)
 ITEMS = {"${preset}": "demo", "${key}": "cityscapes", "${item.variant}": "mbconv", "${item.seed}": "0"}
 STAGES = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
 

@@ -41,7 +41,7 @@ def test_every_command_of_the_paper_preset_can_be_shown_before_anything_is_there
     dvc = Path(sys.executable).with_name("dvc")
     command = [str(dvc), "repro", "--dry", "--force", "pipelines/paper/dvc.yaml"]
     shown = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
-    grid = 3 * 3  # variants x seeds
+    grid = 10 * 3  # variants x seeds
     assert shown.count("> exec mmseg prepare ") == 3
     for stage in ("pretrain imagenet", "pretrain mapillary", "train", "evaluate"):
         assert shown.count(f"> exec mmseg {stage} --preset paper ") == grid

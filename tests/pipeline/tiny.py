@@ -30,7 +30,7 @@ def tiny_params() -> dict[str, Any]:
     params["train"] |= {"steps": 3, "batch": 2, "norm_batch": 2, "crop": [32, 64], "learning_rate": 0.003}
     params["evaluate"] |= {"examples": 1}
     params["cost"] |= {"batch": 2, "crop": [32, 64], "repeats": 2, "warmup": 1}
-    params["ablate"] = {"variants": ["residual", "mbconv"], "seeds": [0]}
+    params["ablate"] |= {"variants": ["residual", "mbconv"], "seeds": [0]}
     params["variants"] = {"residual": {"block": "residual"}, "mbconv": {"block": "mbconv"}}
     return params
 
@@ -42,6 +42,9 @@ class TinyProject:
         self.root = root
         root.mkdir(parents=True)
         shutil.copytree(REPOSITORY / "mmseg_cli", root / "mmseg_cli", ignore=shutil.ignore_patterns("__pycache__"))
+        # The folder that the stages depend on, without the blocks that somebody may have there.
+        (root / "blocks").mkdir()
+        shutil.copy(REPOSITORY / "blocks" / "README.md", root / "blocks")
         shutil.copy(REPOSITORY / "dvc.yaml", root)
         shutil.copy(REPOSITORY / ".dvcignore", root)
         self.write_params(tiny_params())

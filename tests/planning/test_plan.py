@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmseg_cli import params
+from mmseg_cli import energy, params
 from mmseg_cli.models import cost
 from mmseg_cli.models.unet import build_network
 from mmseg_cli.paths import Paths
-from mmseg_cli.planning import energy, measure
+from mmseg_cli.planning import measure
 from mmseg_cli.planning import plan as planning
 from mmseg_cli.planning.choose import Case, choose
 from mmseg_cli.planning.counts import WORKING, WORKSPACE, Counts
@@ -138,10 +138,7 @@ def test_what_is_measured_is_what_a_direct_measurement_gives(project, monkeypatc
     direct = cost.peak_training_bytes(
         build_network,
         {"task": "segmentation", "num_classes": 19, **case.network},
-        batch=4,
-        height=128,
-        width=128,
-        device="cpu",
+        work=cost.Work(batch=4, height=128, width=128, device="cpu"),
     )
     machine = params.load(Path("params.yaml")).runtime
     with measure.Measurer(

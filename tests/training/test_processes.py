@@ -110,6 +110,9 @@ def test_two_processes_train_as_one_does_and_resume_to_the_bit(project_with_reci
         assert [row["loss"] for row in rows(folder) if "loss" in row] == pytest.approx(
             [step.loss for step in screen.steps], rel=1e-5, abs=1e-5
         )
+        both, one = (json.loads((run / "record.json").read_text())["rungs"][-1]["data"] for run in (folder, alone))
+        assert both == one  # what all saw together, whoever saw which of it
+        assert len(set(both.values())) == 20
         ours, theirs = load_file(folder / "model.safetensors"), load_file(alone / "model.safetensors")
         assert ours.keys() == theirs.keys()
         for name in ours:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -29,6 +31,7 @@ from mmseg_cli.errors import Interrupted, MmsegError, NumericalStop
 from mmseg_cli.evaluation.inference import confusions
 from mmseg_cli.evaluation.metrics import mean_iou
 from mmseg_cli.models.weights import load_network
+from mmseg_cli.names import BLOCK_NAMES
 from mmseg_cli.params import load
 from mmseg_cli.processes import Processes
 from mmseg_cli.training import run
@@ -65,6 +68,25 @@ def rung(prepared, change_params):
 
 
 RUN = Path("runs/demo/train/mmbconv-s0")
+RUNGS = ("pretrain_imagenet", "pretrain_mapillary", "train")
+
+
+def read(file):
+    return json.loads(Path(file).read_text())
+
+
+def rungs(record=RUN / "record.json"):
+    """What a record says of every rung."""
+    return read(record)["rungs"]
+
+
+def sittings(run=RUN):
+    """From which step to which a run was trained, each time."""
+    return [(one["from_step"], one["to_step"]) for one in read(run / "provenance.json")["sessions"]]
+
+
+def digest_of(file):
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def outcome():
@@ -513,6 +535,273 @@ def test_a_dataset_for_another_task_is_refused(prepared, change_params):
         stage("pretrain_imagenet")
 
 
+def test_a_record_tells_every_rung(trained):
+    """Enough to say what a result rests on when the folders of the rungs before are long gone."""
+    params, told = load(Path("params.yaml")), rungs()
+    assert [rung["stage"] for rung in told] == list(RUNGS)
+    for rung in told:
+        folder = Path("runs/demo") / rung["stage"] / "mmbconv-s0"
+        own, section = read(folder / "record.json"), getattr(params, rung["stage"])
+        manifest = Path("data/demo") / section.dataset / "manifest.json"
+        assert rung["dataset"] == section.dataset
+        assert rung["data_manifest_sha256"] == digest_of(manifest)
+        assert rung["parameters"] == section.model_dump(exclude={"validate_every", "checkpoint_every"})
+        assert rung["figures"] == own["figures"]
+        assert rung["fingerprint"] == own["fingerprint"]
+        assert list(rung["data"]) == ["1", "2", "3", "4"]
+        assert all(re.fullmatch("[0-9a-f]{16}", digest) for digest in rung["data"].values())
+        if rung["stage"] != "train":
+            assert rung["weights_sha256"] == digest_of(folder / "model.safetensors")
+    assert "weights_sha256" not in told[-1]  # it is the record's own
+    assert rungs("runs/demo/pretrain_mapillary/mmbconv-s0/record.json")[0] == told[0]
+
+
+# ------------------------------------------------------------------------------------------------ where it comes from
+
+
+def test_provenance_tells_code_environment_and_time_of_every_rung(trained):
+    told = read(RUN / "provenance.json")
+    for name in reversed(RUNGS):
+        assert told["stage"] == name
+        (session,) = told["sessions"]
+        assert (session["from_step"], session["to_step"]) == (0, 4)
+        assert session["seconds"] > 0
+        assert datetime.fromisoformat(session["began"]).utcoffset() == timedelta(0)
+        assert session["environment"] == runtime.environment()
+        assert (session["device"], session["accelerator"], session["processes"]) == ("cpu", None, 1)
+        assert (session["commit"], session["changes"]) == (None, None)  # this project is not under git
+        told = told["before"]
+    assert told is None
+
+
+def git(*arguments):
+    identity = ["-c", "user.name=nobody", "-c", "user.email=nobody@example.org"]
+    done = subprocess.run(["git", *identity, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_provenance_names_the_commit_and_that_parameters_were_changed(rung, change_params):
+    git("init", "--quiet")
+    git("add", "params.yaml")
+    git("commit", "--quiet", "--message", "one")
+    cut_after(3)
+    git("commit", "--quiet", "--allow-empty", "--message", "two")
+    change_params(lambda p: p["train"].update(checkpoint_every=3))  # which defines nothing
+    stage()
+    first, second = read(RUN / "provenance.json")["sessions"]
+    assert (first["commit"], first["changes"]) == (git("rev-parse", "HEAD~1"), None)
+    assert second["commit"] == git("rev-parse", "HEAD")
+    assert re.fullmatch("[0-9a-f]{64}", second["changes"])
+
+
+def test_a_resumed_run_has_sessions_that_join(rung, uninterrupted):
+    with pytest.raises(Interrupted):
+        stage(screen=Screen(at={1: lambda: os.kill(os.getpid(), signal.SIGTERM)}))
+    cut_after(5)
+    stage()
+    assert outcome() == uninterrupted
+    assert sittings() == [(0, 1), (1, 4), (4, 6)]
+    first, *_, last = read(RUN / "provenance.json")["sessions"]
+    assert first["began"] <= last["began"]
+    before = (RUN / "provenance.json").read_bytes()
+    shutil.rmtree("runs/demo/train")
+    stage()  # from the last checkpoint: no step is done, so there is no session to tell
+    assert (RUN / "provenance.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[1]", '[{"from_step": 0}]', "\udcff"])
+def test_damaged_sessions_cost_no_training(rung, uninterrupted, content):
+    cut_after(5)
+    (work,) = work_folders()
+    (work / "sessions.json").write_text(content, errors="surrogateescape")
+    screen = Screen()
+    stage(screen=screen)
+    assert screen.begun == (6, 4)
+    assert outcome() == uninterrupted
+    assert sittings() == [(4, 6)]
+
+
+def test_a_run_that_begins_again_forgets_its_sessions(rung):
+    cut_after(5)
+    (work,) = work_folders()
+    for checkpoint in work.glob("step-*"):
+        shutil.rmtree(checkpoint)
+    stage()
+    assert sittings() == [(0, 6)]
+
+
+# ------------------------------------------------------------------------------------- rows that share what they share
+
+
+def go_up_to(last, *, variant, screen=None, seed=0):
+    """The rungs up to one of them; gives that one's folder."""
+    for name in RUNGS[: RUNGS.index(last) + 1]:
+        folder = stage(name, variant=variant, screen=screen, seed=seed).folder
+    return folder
+
+
+def test_a_renamed_variant_is_not_trained_again(rung, change_params):
+    stage()
+    before, record, provenance = outcome(), read(RUN / "record.json"), read(RUN / "provenance.json")
+    change_params(lambda p: p["variants"].update(renamed={"block": "mmbconv", "match": "macs"}))
+    screen = Screen()
+    folder = go_up_to("train", variant="renamed", screen=screen)
+    assert "the same training as mmbconv-s0: taken over" in screen.lines
+    assert screen.begun == (6, 6)
+    assert not screen.warnings
+    assert ((folder / "model.safetensors").read_bytes(), (folder / "history.jsonl").read_text()) == before
+    assert read(folder / "record.json") == record | {"variant": "renamed"}
+    assert read(folder / "provenance.json") == provenance
+    assert outcome() == before
+    screen = Screen()
+    assert "already trained" in stage(variant="renamed", screen=screen).note
+    assert not screen.lines
+
+
+def test_a_variant_that_differs_in_the_last_rung_shares_the_ones_before(trained, change_params):
+    change_params(lambda p: p["variants"].update(faster={"block": "mmbconv", "train": {"learning_rate": 0.05}}))
+    before = outcome()
+    for name in RUNGS[:2]:
+        screen = Screen()
+        stage(name, variant="faster", screen=screen)
+        assert "the same training as mmbconv-s0: taken over" in screen.lines
+        assert screen.steps == []
+    screen = Screen()
+    folder = stage(variant="faster", screen=screen).folder
+    assert len(screen.steps) == 4
+    assert not [line for line in screen.lines if "taken over" in line]
+    assert rungs(folder / "record.json")[:2] == rungs()[:2]
+    ours, theirs = rungs(folder / "record.json")[2], rungs()[2]
+    assert {key for key in ours if ours[key] != theirs[key]} == {"parameters", "figures", "fingerprint"}
+    assert ours["parameters"] == theirs["parameters"] | {"learning_rate": 0.05}
+    assert (folder / "model.safetensors").read_bytes() != before[0]
+
+
+@pytest.mark.parametrize("lacking", ["steps", "history.jsonl", "sessions.json"])
+def test_what_is_unfinished_is_not_taken_over(rung, change_params, lacking):
+    if lacking == "steps":
+        cut_after(5)
+    else:
+        stage()
+        (work_folders()[0] / lacking).unlink()
+    change_params(lambda p: p["variants"].update(renamed={"block": "mmbconv"}))
+    screen = Screen()
+    go_up_to("train", variant="renamed", screen=screen)
+    assert screen.begun == (6, 0)
+    assert not [line for line in screen.lines if "taken over" in line]
+
+
+def test_what_is_taken_over_and_damaged_is_trained_again_aloud(rung, uninterrupted, change_params):
+    stage()
+    weights = work_folders()[0] / "step-000000006" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    change_params(lambda p: p["variants"].update(renamed={"block": "mmbconv"}))
+    screen = Screen()
+    folder = go_up_to("train", variant="renamed", screen=screen)
+    assert screen.begun == (6, 0)
+    assert "starting from the beginning" in screen.warnings[0]
+    assert (folder / "model.safetensors").read_bytes() == uninterrupted[0]
+    assert sittings(folder) == [(0, 6)]
+
+
+@pytest.mark.parametrize(
+    ("start", "ladder"),
+    [("scratch", ["train"]), ("imagenet", ["pretrain_imagenet", "train"]), ("mapillary", list(RUNGS))],
+)
+def test_a_variant_may_start_further_up(prepared, change_params, start, ladder):
+    """What it starts from is of the variant alone: the preset, and other rows, keep their ladder."""
+    change_params(lambda p: p["variants"].update(late={"block": "mmbconv", "start": start}))
+    screen = Screen()
+    folder = go_up_to("train", variant="late", screen=screen)
+    assert len(screen.steps) == 4 * len(ladder)
+    record, provenance = read(folder / "record.json"), read(folder / "provenance.json")
+    assert record["ladder"] == [rung["stage"] for rung in record["rungs"]] == ladder
+    told = []
+    while provenance is not None:
+        told.insert(0, provenance["stage"])
+        provenance = provenance["before"]
+    assert told == ladder
+    for name in RUNGS[:2]:
+        left_out = Path("runs/demo") / name / "late-s0"
+        assert read(left_out / "record.json")["left_out"] == (name not in ladder)
+        passed = {"imagenet": {"model.safetensors", "provenance.json", "record.json"}, "scratch": {"record.json"}}
+        if name not in ladder:
+            assert {file.name for file in left_out.iterdir()} == passed[start]
+    if start == "scratch":
+        assert record["initial_weights_sha256"] is None
+        assert not [line for line in screen.lines if "weights from" in line]
+    else:
+        before = Path("runs/demo") / ladder[-2] / "late-s0" / "model.safetensors"
+        assert record["initial_weights_sha256"] == digest_of(before)
+        assert record["rungs"][-2]["weights_sha256"] == digest_of(before)
+
+
+def test_auxiliary_heads_are_left_of_the_runs_that_have_them(rung, change_params):
+    """They are no part of the network; whoever wants to go on with the training finds them."""
+
+    def change(p):
+        p["network"].update(levels=4)
+        p["variants"]["supervised"] = {"block": "mmbconv", "train": {"deep_supervision": 0.4}}
+
+    change_params(change)
+    folder = go_up_to("train", variant="supervised")
+    heads = load_file(folder / "auxiliary.safetensors")
+    assert sorted(heads) == [f"level{level}.classifier.{kind}" for level in (1, 2) for kind in ("bias", "weight")]
+    (work,) = work_folders()
+    saved = load_file(work / "step-000000006" / "model.safetensors")
+    assert all(torch.equal(tensor, saved[f"auxiliary.{name}"]) for name, tensor in heads.items())
+    assert not [name for name in load_file(folder / "model.safetensors") if "auxiliary" in name]
+    assert not (go_up_to("train", variant="mmbconv") / "auxiliary.safetensors").exists()
+    change_params(lambda p: p["variants"]["supervised"]["train"].update(deep_supervision=0))
+    assert not (go_up_to("train", variant="supervised") / "auxiliary.safetensors").exists()
+
+
+OWN = """
+from torch import nn
+from blocks.helper import RATE
+
+class Mine(nn.Module):
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=RATE, dilation=RATE)
+
+    def forward(self, x):
+        return x + self.conv(x)
+"""
+
+
+def test_the_code_of_a_block_of_one_s_own_defines_its_runs(rung, change_params, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    change_params(lambda p: p["variants"].update(mine={"class": "blocks.mine:Mine"}))
+    Path("blocks").mkdir()
+
+    def trained_with(**modules):
+        for name, text in modules.items():
+            Path(f"blocks/{name}.py").write_text(text)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "blocks"]:
+            del sys.modules[name]
+        importlib.invalidate_caches()
+        screen = Screen()
+        folder = go_up_to("train", variant="mine", screen=screen)
+        return len(screen.steps), (folder / "model.safetensors").read_bytes()
+
+    try:
+        steps, first = trained_with(mine=OWN, helper="RATE = 1\n", other="")
+        assert steps == 6
+        assert read("runs/demo/train/mine-s0/record.json")["network"]["block"] == "blocks.mine:Mine"
+        assert trained_with(other="# of another row\n") == (0, first)
+        steps, second = trained_with(helper="RATE = 2\n")
+        assert steps == 6
+        assert first != second
+        assert trained_with(mine=OWN + "\n") == (6, second)
+        assert trained_with(mine=OWN, helper="RATE = 1\n") == (0, first)  # it is in the work folder still
+        assert len(work_folders()) == 3
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "blocks"]:
+            del sys.modules[name]
+
+
 # ------------------------------------------------------------------------------------------------ what is pinned
 
 
@@ -534,13 +823,78 @@ def test_two_blocks_see_the_same_data_in_the_same_order(prepared, monkeypatch, c
             yield batch
 
     monkeypatch.setattr(loader, "steps_loader", listening)
+    logged = {}
     for key in (("residual", 0), ("mmbconv", 0), ("mmbconv", 1)):
-        for name in ("pretrain_imagenet", "pretrain_mapillary", "train"):
-            stage(name, variant=key[0], seed=key[1])
+        for name in RUNGS:
+            logged[*key, name] = stage(name, variant=key[0], seed=key[1]).folder / "record.json"
+    logged = {key: list(rungs(file)[-1]["data"].values()) for key, file in logged.items()}
     assert len(seen["residual", 0]) == 12
     assert len(set(seen["residual", 0])) == 12
     assert seen["residual", 0] == seen["mmbconv", 0]
     assert not set(seen["mmbconv", 0]) & set(seen["mmbconv", 1])
+    for name in RUNGS:  # what is in the record says the same, without a look at the data
+        assert len(set(logged["residual", 0, name])) == 4
+        assert logged["residual", 0, name] == logged["mmbconv", 0, name]
+        assert not set(logged["mmbconv", 0, name]) & set(logged["mmbconv", 1, name])
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_what_is_logged_is_a_digest_of_the_batch_that_the_step_saw(rung, change_params, monkeypatch, batch):
+    """Of every sample its image and its labels, whatever the order in which processes have them."""
+    change_params(lambda p: p["train"].update(batch=batch, norm_batch=batch, crop=[64, 32]))
+    real, expected = loader.steps_loader, {}
+
+    def listening(batches, **arguments):
+        for number, (image_BCHW, label_BHW) in enumerate(real(batches, **arguments), start=1):
+            samples = []
+            for image_CHW, label_HW in zip(image_BCHW.numpy(), label_BHW.numpy(), strict=True):
+                content = image_CHW.transpose(1, 2, 0).tobytes() + label_HW.tobytes()
+                samples.append(hashlib.blake2b(content, digest_size=8).digest())
+            expected[str(number)] = hashlib.blake2b(b"".join(sorted(samples)), digest_size=8).hexdigest()
+            yield image_BCHW, label_BHW
+
+    monkeypatch.setattr(loader, "steps_loader", listening)
+    stage()
+    assert rungs()[-1]["data"] == expected
+    assert list(expected) == ["1", "2", "3", "4", "5", "6"]
+    assert {str(row["step"]): row["data"] for row in rows() if "data" in row} == expected
+
+
+def test_every_block_sees_the_same_data(rung, change_params):
+    """The row of any block, with its own width, rate and schedule: a comparison is of the blocks alone."""
+
+    def change(p):
+        for name in BLOCK_NAMES:
+            p["variants"][name] = {"block": name}
+        p["variants"]["tuned"] = {"block": "mbconv", "width": 5, "norm": "group", "train": {"learning_rate": 0.05}}
+        p["train"].update(steps=3)
+        p["train"]["augment"].update(blur=0.5, class_uniform=0.5)
+
+    change_params(change)
+    seen = {}
+    for variant in (*BLOCK_NAMES, "tuned"):
+        stage("pretrain_imagenet", variant=variant)
+        stage("pretrain_mapillary", variant=variant)
+        seen[variant] = rungs(stage(variant=variant).folder / "record.json")[-1]["data"]
+    assert list(seen["residual"]) == ["1", "2", "3"]
+    assert all(data == seen["residual"] for data in seen.values())
+
+
+@pytest.mark.parametrize(("logged", "steps"), [(1, ["1"]), (2, ["1", "4"]), (4, ["1", "3", "5"]), (5, ["1", "3", "5"])])
+def test_some_steps_are_logged_of_a_long_run(rung, monkeypatch, logged, steps):
+    """Evenly, from the first on, and the same ones whatever happened on the way."""
+    monkeypatch.setattr(run, "LOGGED", logged)
+    cut_after(5)
+    stage()
+    assert list(rungs()[-1]["data"]) == steps
+
+
+@pytest.mark.parametrize("steps", [1, 2, 31, 32, 33, 64, 65, 1000, 90_000])
+def test_the_log_stays_small(steps):
+    every = -(-steps // run.LOGGED)
+    logged = [step for step in range(1, steps + 1) if run._logged(step, every=every)]
+    assert logged[0] == 1
+    assert min(steps, run.LOGGED // 2) <= len(logged) <= run.LOGGED
 
 
 def test_the_first_losses_are_pinned(rung, change_params):
@@ -555,6 +909,7 @@ def test_the_number_of_workers_and_the_memory_format_change_no_choice(rung, unin
     change_params(lambda p: p["runtime"].update(workers=2))
     stage()
     assert outcome() == uninterrupted
+    assert [row["data"] for row in rows() if "data" in row] == list(rungs()[-1]["data"].values())  # all six equal
     forget()
     change_params(lambda p: p["runtime"].update(channels_last=False))
     stage()

@@ -1,0 +1,204 @@
+"""The rows of a grid from its axes: blocks, layouts, what training starts from, and any parameter.
+
+A row is an entry of `variants`, and its name says how it differs from the preset: `mmbconv-pyramid-scratch`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import yaml
+
+from mmseg_cli.errors import MmsegError
+from mmseg_cli.names import BLOCK_NAMES, LADDER, LAYOUT_NAMES, unknown_name
+from mmseg_cli.params import Params, Variant, parse_yaml
+
+MATCHES = {"parameters": "params", "macs": "macs", "time": "time"}  # and how a row's name ends
+STARTS = ("scratch", "imagenet", "mapillary")
+SECTIONS = ("network", *LADDER)
+
+Entry = dict[str, Any]  # of `variants`, as it stands in a params.yaml
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One `--set KEY=VALUE,VALUE`: a parameter and the values that it takes.
+
+    Attributes:
+        path: such as ("train", "augment", "flip").
+        values: at least one.
+    """
+
+    path: tuple[str, ...]
+    values: list[Any]
+
+
+def setting(text: str) -> Setting:
+    """Read `train.learning_rate=0.01,0.02`; values are YAML, such as `{k: 5, alpha: 0.5}` or null.
+
+    Raises:
+        MmsegError: it is no key with values, or the key is of no section that a variant may change.
+    """
+    key, equals, values = text.partition("=")
+    path = tuple(key.strip().split("."))
+    if not equals or len(path) < 2 or not all(path):
+        todo = "write it as --set SECTION.KEY=VALUE, such as --set train.learning_rate=0.01,0.02"
+        raise MmsegError("--set", f"{text!r} is no key with values", todo)
+    if path[0] not in SECTIONS:
+        raise unknown_name("--set", path[0], SECTIONS)
+    if path[0] == "network" and path[1] in ("layout", "block"):
+        raise MmsegError("--set", f"{key} has an option of its own", f"use --{path[1]}s")
+    try:
+        found = parse_yaml(f"[{values}]")
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, list) or not found:
+        raise MmsegError("--set", f"the values of {key}, {values!r}, are not YAML", "separate them by commas")
+    return Setting(path, found)
+
+
+def rows(
+    params: Params,
+    *,
+    blocks: Sequence[str],
+    layouts: Sequence[str] | None,
+    starts: Sequence[str] | None,
+    settings: Sequence[Setting],
+) -> dict[str, Entry]:
+    """The entries of `variants` for every combination, by name, in order; the last axis varies fastest.
+
+    Args:
+        params: the preset.
+        blocks: names of its variants, of blocks, or `package.module:Class`.
+        layouts, starts: None leaves them as they are.
+        settings: further axes.
+
+    Raises:
+        MmsegError: a name that is not known, the same row twice, or a row's name that stands for something else.
+    """
+    for option, chosen, known in (("--layouts", layouts, LAYOUT_NAMES), ("--starts", starts, STARTS)):
+        for name in chosen or []:
+            if name not in known:
+                raise unknown_name(option, name, known)
+    axes: list[list[tuple[tuple[str, ...], Any]]] = [
+        [(("layout",), name) for name in layouts or []],
+        [(("start",), name) for name in starts or []],
+        *([(one.path, value) for value in one.values] for one in settings),
+    ]
+    found: dict[str, Entry] = {}
+    for block in blocks:
+        base, entry = _base(params, block)
+        for changes in product(*(axis for axis in axes if axis)):
+            name, row = base, entry
+            for path, value in changes:
+                if _as_it_is(params, row, path, value):
+                    continue
+                name, row = f"{name}-{_suffix(path, value)}", _changed(row, path, value)
+            if name in found:
+                raise MmsegError("the grid", f"has the row {name} twice", "name each block and value once")
+            if name in params.variants and row != entry_of(params, name):
+                what = f"stands in variants for something else than {_in_words(row)}"
+                raise MmsegError(f"variants.{name}", what, "rename that variant")
+            found[name] = row
+    return found
+
+
+def network_of(params: Params, entry: Entry) -> dict[str, Any]:
+    """The arguments of an entry's network."""
+    return params.network.model_dump() | Variant.model_validate(entry).network()
+
+
+def with_match(entry: Entry, width: int, expansion: float, kind: str) -> Entry:
+    """An entry of another size, which says what that was solved for."""
+    return entry | {"match": kind, "width": width, "expansion": expansion}
+
+
+def blocks_of(params: Params) -> list[str]:
+    """The blocks of the present grid, each once, as `rows` takes them."""
+    variants = [params.variants[name] for name in params.ablate.variants]
+    named = [variant.block or variant.class_ or "" for variant in variants]
+    return list(dict.fromkeys(named))
+
+
+def entry_of(params: Params, name: str) -> Entry:
+    """A variant as it stands in the preset."""
+    return params.variants[name].model_dump(by_alias=True, exclude_none=True, exclude_defaults=True)
+
+
+def _base(params: Params, block: str) -> tuple[str, Entry]:
+    """The name and the entry of a row that changes nothing but the block."""
+    if block in params.variants:
+        return block, entry_of(params, block)
+    plain = {"class": block} if ":" in block else {"block": block}
+    if same := next((name for name in params.variants if entry_of(params, name) == plain), None):
+        return same, plain
+    if ":" in block:
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", block.partition(":")[2]).lower(), plain
+    if block in BLOCK_NAMES:
+        return block, plain
+    known = [*params.variants, *(name for name in BLOCK_NAMES if name not in params.variants)]
+    raise unknown_name("--blocks", block, known)
+
+
+def _place(path: tuple[str, ...]) -> tuple[str, ...]:
+    """Where a parameter stands in an entry: those of `network` at its top."""
+    return path[1:] if path[0] == "network" else path
+
+
+def _as_it_is(params: Params, row: Entry, path: tuple[str, ...], value: Any) -> bool:
+    """Whether a row has the value already, by itself or as the preset has it."""
+    if path == ("start",):
+        return bool(row.get("start", _start(params)) == value)
+    stands: Any = row
+    for key in _place(path):
+        stands = stands.get(key) if isinstance(stands, Mapping) else None
+    if stands is not None:
+        return bool(stands == value)
+    section = params.network if path[0] in ("network", "layout") else getattr(params, path[0])
+    found: Any = section.model_dump()
+    for key in path if path[0] == "layout" else path[1:]:
+        if not isinstance(found, Mapping) or key not in found:
+            return False  # a wrong key, which reading the parameters back will name
+        found = found[key]
+    return bool(found == value)
+
+
+def _start(params: Params) -> str:
+    """What training starts from where a variant says nothing."""
+    if params.pretrain_mapillary.steps:
+        return "mapillary"
+    return "imagenet" if params.pretrain_imagenet.steps else "scratch"
+
+
+def _changed(row: Entry, path: tuple[str, ...], value: Any) -> Entry:
+    *folders, last = _place(path)
+    out = dict(row)
+    inner = out
+    for key in folders:
+        inner[key] = dict(inner.get(key, {}))
+        inner = inner[key]
+    inner[last] = value
+    return out
+
+
+def _suffix(path: tuple[str, ...], value: Any) -> str:
+    """The part of a name that says what differs; a name reaches a shell and file names."""
+    text = str(value) if len(path) == 1 else f"{path[-1]}-{_in_words(value)}"
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_")
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_in_words(inner)}" for key, inner in value.items())
+    match value:
+        case None:
+            return "none"
+        case True:
+            return "on"
+        case False:
+            return "off"
+    return str(value)

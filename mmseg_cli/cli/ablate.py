@@ -1,0 +1,227 @@
+"""`mmseg ablate`: the grid, what is missing of it, and its tables; and how many seeds a question takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from mmseg_cli.cli.common import Preset, load, track, with_preset
+from mmseg_cli.errors import MmsegError
+
+if TYPE_CHECKING:
+    from mmseg_cli.ablation.axes import Entry
+    from mmseg_cli.ablation.report import Report
+    from mmseg_cli.params import Params
+    from mmseg_cli.paths import Paths
+
+T = TypeVar("T")
+
+
+def ablate(
+    blocks: Annotated[
+        str | None,
+        typer.Option(help="Variants, blocks, or package.module:Class, separated by commas; the first is the baseline."),
+    ] = None,
+    layouts: Annotated[str | None, typer.Option(help="An axis of the grid: uniform,pyramid.")] = None,
+    starts: Annotated[
+        str | None, typer.Option(help="An axis: what training starts from, of scratch,imagenet,mapillary.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE,...", help="An axis: any parameter of network or a stage; may be repeated."
+        ),
+    ] = None,
+    match: Annotated[
+        str | None,
+        typer.Option(
+            help="Add rows whose width is solved for the baseline's parameters,macs,time; one or several of these."
+        ),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds, separated by commas.")] = None,
+    preset: Preset = "demo",
+    no_run: Annotated[
+        bool, typer.Option("--no-run", help="Only build the tables from the evidence that is there.")
+    ] = False,
+    power: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, metavar="POINTS", help="Only say how many seeds it takes to see a gap of so many points."
+        ),
+    ] = None,
+) -> None:
+    """Run what is missing of the grid (through `dvc repro`), then write and print the ablation table.
+
+    A changed grid is shown, and written into the preset's params.yaml. What was trained before is not trained again.
+    """
+    paths, params = load(preset)
+    axes_given = any(value for value in (blocks, layouts, starts, set_, match, seeds))
+    for option, given in (("--no-run", no_run), ("--power", power is not None)):
+        if given and axes_given:
+            raise MmsegError(option, "is about params.yaml's grid", "leave out the options that change the grid")
+    if power is not None:
+        _tell_power(paths, params, gap=power)
+        return
+    from mmseg_cli.ablation import report
+
+    if no_run:
+        with track(paths, params, run="ablate", section=params.ablate.model_dump()) as tracker:
+            built = report.build(paths, params)
+            means = {row.variant: row.mean.estimate for row in built.rows}
+            tracker.close(summary={f"mean_iou/{name}": value for name, value in means.items() if value is not None})
+    else:
+        params = _with_grid(
+            paths, params, blocks=blocks, layouts=layouts, starts=starts, settings=set_ or [], match=match, seeds=seeds
+        )
+        from mmseg_cli.ablation import pipeline
+
+        pipeline.repro(paths)
+        built = report.build(paths, params)
+    _show(paths, params, built)
+
+
+def _with_grid(
+    paths: Paths,
+    params: Params,
+    *,
+    blocks: str | None,
+    layouts: str | None,
+    starts: str | None,
+    settings: list[str],
+    match: str | None,
+    seeds: str | None,
+) -> Params:
+    """The parameters with the wanted grid, which is written into params.yaml and shown."""
+    from mmseg_cli.ablation import axes, pipeline
+
+    names = _listed(blocks, str, "--blocks")
+    kinds = _listed(match, str, "--match")
+    entries: dict[str, Entry] | None = None
+    if names or layouts or starts or settings or kinds:
+        entries = axes.rows(
+            params,
+            blocks=names or (axes.blocks_of(params) if layouts or starts or settings else params.ablate.variants),
+            layouts=_listed(layouts, str, "--layouts"),
+            starts=_listed(starts, str, "--starts"),
+            settings=[axes.setting(text) for text in settings],
+        )
+    if kinds and entries is not None:
+        entries = _matched(paths, params, entries, kinds)
+    change = pipeline.plan_grid(paths, params, entries=entries, seeds=_listed(seeds, int, "--seeds"))
+    if change is None:
+        return params
+    for line in change.lines:
+        typer.echo(f"{paths.params.relative_to(paths.root)}: {line}")
+    return pipeline.write_grid(paths, change)
+
+
+def _listed(text: str | None, convert: Callable[[str], T], option: str) -> list[T] | None:
+    if text is None:
+        return None
+    try:
+        values = [convert(part.strip()) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise MmsegError(option, f"{text!r} is not a list of numbers", "write for example --seeds 0,1,2") from None
+    if not values:
+        raise MmsegError(option, "is empty", "name at least one, separated by commas")
+    return values
+
+
+def _show(paths: Paths, params: Params, built: Report) -> None:
+    from mmseg_cli.ablation import examples, rows
+    from mmseg_cli.cli import screen
+
+    screen.table(None, rows.headings(built.evidence), [rows.cells(row) for row in built.rows])
+    folder = built.folder.relative_to(paths.root)
+    drawn = examples.write(
+        paths=paths,
+        variants=built.evidence.variants,
+        seeds=built.evidence.seeds,
+        dataset=params.evaluate.dataset,
+    )
+    shown = str(drawn.files[0].relative_to(paths.root)) if drawn.files else f"none: {drawn.reason}"
+    screen.panel(
+        f"ablation of {paths.preset}",
+        [
+            ("page", f"{folder}/ablation.md"),
+            ("numbers", f"{folder}/ablation.csv, details.csv, ablation.tex, claims.md, certificates/"),
+            ("examples", shown),
+            ("verify", f"mmseg verify {folder}/ablation.md"),
+            ("browse", _browse(params)),
+        ],
+        next_command=with_preset(paths.preset, "mmseg ablate --power 1"),
+    )
+
+
+def _browse(params: Params) -> str:
+    """How to look at the MLflow mirror."""
+    from mmseg_cli.tracking import without_credentials
+
+    if not params.tracking.enabled:
+        return "tracking is off"
+    uri = params.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    uri = without_credentials(uri)
+    return f"open {uri}" if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+
+
+def _tell_power(paths: Paths, params: Params, *, gap: float) -> None:
+    """How many seeds it takes to see a gap, by the noise of the grid that is there."""
+    from mmseg_cli.ablation import pilot, report
+    from mmseg_cli.cli import screen
+
+    evidence = report.collect(paths, params)
+    answers = pilot.answers(evidence, gap=gap)
+    screen.table(
+        f"to see a true gap of {gap:g} points of mIoU in 80 of 100 ablations ({evidence.estimand})",
+        pilot.HEADINGS,
+        [pilot.cells(answer) for answer in answers],
+    )
+    lines = [
+        ("pilot", f"{len(evidence.seeds)} seeds, {len(evidence.names)} images, baseline {evidence.baseline}"),
+        ("test", f"two-sided, 5 % shared by {len(answers)} comparisons (the first step of Holm)"),
+        ("cautious", "with as much noise as 80 % confidence allows: few seeds know it badly"),
+        ("hours", "of one device like the pilot's, for the further seeds of the variant and the baseline"),
+    ]
+    screen.panel(f"power of {paths.preset}", lines, next_command=None)
+
+
+def _matched(paths: Paths, params: Params, entries: dict[str, Entry], kinds: list[str]) -> dict[str, Entry]:
+    """The rows, and for each but the baseline one more for every kind, with a width solved for the baseline's."""
+    from mmseg_cli.ablation import axes, match
+    from mmseg_cli.data.store import open_store
+    from mmseg_cli.names import unknown_name
+
+    for kind in kinds:
+        if kind not in axes.MATCHES:
+            raise unknown_name("--match", kind, axes.MATCHES)
+    section = params.datasets[params.evaluate.dataset]
+    store = open_store(paths.store(params.evaluate.dataset), parameters=section.content())
+    rows = {name: entry for name, entry in entries.items() if "match" not in entry}
+    baseline, *others = rows
+    for kind in kinds:
+        for name in others:
+            found = match.solve(
+                baseline=axes.network_of(params, rows[baseline]),
+                variant=axes.network_of(params, rows[name]),
+                quantity=kind,  # type: ignore[arg-type]
+                classes=len(store.space.classes),
+                batch=params.cost.batch,
+                height=params.cost.crop[0],
+                width=params.cost.crop[1],
+                repeats=params.cost.repeats,
+                warmup=params.cost.warmup,
+                device=params.runtime.device,
+                threads=params.runtime.threads,
+                channels_last=params.runtime.channels_last,
+            )
+            row = axes.with_match(rows[name], found.width, found.expansion, kind)
+            entries[f"{name}-{axes.MATCHES[kind]}"] = row
+            where = "" if found.device is None else f", measured on {found.device}"
+            typer.echo(
+                f"{name}: {kind} of {baseline} at width {found.width}, expansion {found.expansion:g}:"
+                f" {100 * found.difference:+.2f} %{where}"
+            )
+    return entries
