@@ -47,7 +47,7 @@ from mmseg_cli.errors import MmsegError
 from mmseg_cli.names import LADDER
 
 if TYPE_CHECKING:
-    from mmseg_cli.params import Params
+    from mmseg_cli.params import Params, Stage
     from mmseg_cli.paths import Paths
 
 T = TypeVar("T")
@@ -523,8 +523,13 @@ def gpus(torch: dict[str, Any], *, driver: str | None, params: Params | None) ->
 def _wants_bfloat16(params: Params | None) -> bool:
     if params is None:
         return False
-    stages = [getattr(params, name) for name in LADDER]
-    return any(stage.steps and getattr(stage, "precision", None) == "bfloat16" for stage in stages)
+    return any(stage.precision == "bfloat16" for stage in _trained(params))
+
+
+def _trained(params: Params) -> list[Stage]:
+    """The sections of all rungs that any row of the grid trains."""
+    sections = [params.section_of(variant, name) for name in LADDER for variant in params.ablate.variants]
+    return [section for section in sections if section.steps]
 
 
 def _processes(torch: dict[str, Any], *, chosen: bool, params: Params | None) -> list[Finding]:
@@ -927,8 +932,7 @@ def server(check: str, address: str) -> list[Finding]:
 
 def datasets(paths: Paths, params: Params) -> list[Finding]:
     """Whether the data of every dataset is prepared, or is there to be prepared."""
-    used = {params.evaluate.dataset}
-    used |= {stage.dataset for name in LADDER if (stage := getattr(params, name)).steps > 0}
+    used = {params.evaluate.dataset, *(stage.dataset for stage in _trained(params))}
     return [_dataset(name, paths=paths, params=params, used=name in used) for name in params.datasets]
 
 

@@ -471,7 +471,8 @@ class Params(Section):
         if "dataset" in self.variants[variant].changes(stage):
             raise ValueError(f"variants.{variant}.{stage}.dataset: the rows of a table have the same data, remove it")
         if stage == "train" and section.steps == 0:
-            raise ValueError("train.steps: must be at least 1, only pretraining can be left out")
+            key = f"variants.{variant}.train" if "steps" in self.variants[variant].train else "train"
+            raise ValueError(f"{key}.steps: must be at least 1, only pretraining can be left out")
         if self.variants[variant].start and stage in self.variants[variant].rungs() and section.steps == 0:
             raise ValueError(f"variants.{variant}.start: {stage}.steps is 0 in this preset, there is no such rung")
 

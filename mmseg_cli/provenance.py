@@ -14,7 +14,7 @@ from typing import Any
 
 from mmseg_cli import runtime
 from mmseg_cli.errors import MmsegError
-from mmseg_cli.files import read_json, write_json
+from mmseg_cli.files import read_json, sha256, write_json
 
 PROVENANCE = "provenance.json"
 SESSIONS = "sessions.json"
@@ -31,10 +31,21 @@ def code_state(root: Path) -> dict[str, str | None]:
     commit = _git(root, "rev-parse", "HEAD")
     if commit is None:
         return {"commit": None, "changes": None}
-    changed = _git(root, "diff", "HEAD", "--", *CODE) or ""
-    for name in (_git(root, "ls-files", "--others", "--exclude-standard", "--", *CODE) or "").splitlines():
-        changed += f"{name} {hashlib.sha256((root / name).read_bytes()).hexdigest()}\n"
+    plain = ("--no-color", "--no-ext-diff", "--no-textconv")  # whatever its user has set
+    changed = _git(root, "diff", *plain, "HEAD", "--", *CODE)
+    if changed is None:
+        return {"commit": commit.strip(), "changes": "cannot be told"}
+    for name in (_git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *CODE) or "").split("\0"):
+        changed += f"{name} {_digest(root / name)}\n" if name else ""
     return {"commit": commit.strip(), "changes": hashlib.sha256(changed.encode()).hexdigest() if changed else None}
+
+
+def _digest(file: Path) -> str:
+    """SHA-256 of a file; of what is none, such as a broken link or a repository inside, only that it is there."""
+    try:
+        return sha256(file)
+    except OSError:
+        return "cannot be read"
 
 
 def _git(root: Path, *arguments: str) -> str | None:
@@ -75,7 +86,8 @@ def _read(file: Path) -> list[dict[str, Any]]:
     except MmsegError:
         return []
     whole = isinstance(found, list) and all(
-        isinstance(one, dict) and {"from_step", "to_step"} <= {*one} for one in found
+        isinstance(one, dict) and all(isinstance(one.get(key), int) for key in ("from_step", "to_step"))
+        for one in found
     )
     return found if whole else []
 

@@ -420,7 +420,6 @@ def test_a_variant_s_own_training_cannot_be_left_out(project, change_params):
     assert "train.steps: must be at least 1, only pretraining can be left out" in refused(project / "params.yaml")
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the key of the preset is named, whose value is right")
 def test_a_variant_s_own_training_of_no_steps_is_named_with_its_path(project, change_params):
     change_params(lambda p: p["variants"].update(other={"block": "mbconv", "train": {"steps": 0}}))
     assert ": variants.other.train.steps: must be at least 1" in refused(project / "params.yaml")

@@ -35,7 +35,11 @@ def test_committed_reports_hold_numbers_and_charts_only(preset: str) -> None:
     assert {path.suffix for path in files} <= {".md", ".csv", ".tex", ".png", ".json", ".npz", ".gitignore", ""}
 
 
-BENCHMARKS = sorted(path for name in ("data", "predict") for path in REPOSITORY.glob(f"reports/bench/*/{name}.json"))
+BENCHMARKS = sorted(
+    path
+    for name in ("data", "predict", "calibration", "alike")
+    for path in REPOSITORY.glob(f"reports/bench/*/{name}.json")
+)
 
 
 @pytest.mark.parametrize("file", BENCHMARKS, ids=lambda file: f"{file.parent.name}-{file.stem}")

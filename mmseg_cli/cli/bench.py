@@ -1,4 +1,4 @@
-"""`mmseg bench`: how fast this machine is, against the usual ways."""
+"""`mmseg bench`: how fast this machine is, against the usual ways; and whether verdicts keep what they promise."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmseg_cli.cli.common import example, load
+from mmseg_cli.cli.common import example, load, resumable
 from mmseg_cli.errors import MmsegError
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 bench_app = typer.Typer(
     no_args_is_help=True,
-    help="Measure how fast this machine is, against the usual ways.",
-    epilog=example("mmseg bench data", "mmseg bench predict --preset paper"),
+    help="Measure how fast this machine is, against the usual ways, and whether verdicts keep what they promise.",
+    epilog=example("mmseg bench data", "mmseg bench predict --preset paper", "mmseg bench calibration"),
 )
 
 
@@ -123,6 +123,87 @@ def predict(
     for title, rows in room.tables(result).items():
         screen.table(title, room.HEADINGS, rows)
     screen.panel("bench predict", [("report", f"{folder}/predict.md, predict.json")], next_command=None)
+
+
+@bench_app.command(epilog=example("mmseg bench calibration", "mmseg bench calibration --trials 200 --out /tmp/report"))
+def calibration(
+    trials: Annotated[int, typer.Option(min=10, help="Simulated ablations of each configuration.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="Of all draws.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of calibration.md and calibration.json; else reports/bench/MACHINE.")
+    ] = None,
+) -> None:
+    """Do intervals and verdicts keep what they promise? Simulated ablations whose truth is known, judged as real ones.
+
+    Coverage, false verdicts and power, next to the textbook's interval and three bootstraps. See docs/statistics.md.
+    """
+    from mmseg_cli.bench import calibration as room
+    from mmseg_cli.bench.calibration_trials import Size
+    from mmseg_cli.cli import screen
+    from mmseg_cli.files import write_json, write_text
+
+    folder = _report_folder(out)
+    size = Size(trials=trials, bootstrap_trials=min(trials, Size.bootstrap_trials), seed=seed)
+    calls = room.plan(size)
+    with screen.Screen("bench calibration", unit="parts") as show:
+        show.begin(total=len(calls))
+        result = room.run(calls, size, advance=show.advance)
+    write_json(folder / "calibration.json", result)
+    write_text(folder / "calibration.md", room.markdown(result))
+    for title, rows in room.tables(result).items():
+        if rows:
+            screen.table(title, room.headings(result), rows)
+    panel = [("report", f"{folder}/calibration.md, calibration.json")]
+    screen.panel("bench calibration", panel, next_command="mmseg bench alike")
+
+
+@bench_app.command(epilog=example("mmseg bench alike", "mmseg bench alike --trainings 60 --seeds 5 --block residual"))
+def alike(
+    trainings: Annotated[int, typer.Option(min=1, help="Tiny trainings, each with a seed of its own.")] = 240,
+    seeds: Annotated[int, typer.Option(min=1, help="Of a variant; 2, 3 and 5 are reported as well.")] = 3,
+    block: Annotated[str, typer.Option(help="The block that all of them have.")] = "mmbconv",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of alike.md and alike.json; else reports/bench/MACHINE.")
+    ] = None,
+) -> None:
+    """How often are real trainings called different that only differ in their seed? One block, many tiny trainings.
+
+    Two seconds a training, on one thread. The same command goes on with what was interrupted. See docs/statistics.md.
+    """
+    import shutil
+
+    from mmseg_cli.bench import alike as room
+    from mmseg_cli.cli import screen
+    from mmseg_cli.files import write_json, write_text
+    from mmseg_cli.names import BLOCK_NAMES, unknown_name
+
+    if block not in BLOCK_NAMES:
+        raise unknown_name("--block", block, BLOCK_NAMES)
+    room.require_enough(trainings, seeds)
+    folder = _report_folder(out)
+    project = Path(".work") / f"bench-alike-{block}"
+    with (
+        resumable(project, "trainings that are done are kept"),
+        screen.Screen("bench alike", unit="trainings") as show,
+    ):
+        show.begin(total=trainings)
+        result = room.run(
+            project,
+            block=block,
+            trainings=trainings,
+            seeds=seeds,
+            size=room.Size(),
+            advance=show.advance,
+            warn=show.warn,
+        )
+    write_json(folder / "alike.json", result)
+    write_text(folder / "alike.md", room.markdown(result))
+    shutil.rmtree(project, ignore_errors=True)
+    for title, rows in room.tables(result).items():
+        if rows:
+            screen.table(title, room.HEADINGS, rows)
+    miou = room.in_words([row["miou"] for row in result["runs"]])
+    screen.panel("bench alike", [("mIoU", miou), ("report", f"{folder}/alike.md, alike.json")], next_command=None)
 
 
 def _of_run(run: Path) -> dict[str, Contestant]:

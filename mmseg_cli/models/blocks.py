@@ -13,6 +13,7 @@ from typing import Literal, NotRequired, TypedDict
 
 from torch import Tensor, nn
 
+from mmseg_cli.errors import MmsegError
 from mmseg_cli.models import layers
 from mmseg_cli.models.own import build_own_block
 from mmseg_cli.names import unknown_name
@@ -127,6 +128,9 @@ def _dense_conv(in_channels: int, out_channels: int, *, kernel_size: int, dense:
             return layers.conv(in_channels, out_channels, kernel_size=kernel_size)
         case "grouped":
             groups = layers.group_count(in_channels, out_channels)
+            if groups == 1:  # it would be a full one, under another name
+                what = f"{in_channels} and {out_channels} channels have no divisor in common up to {layers.MOST_GROUPS}"
+                raise MmsegError("mmbconv-grouped", what, "choose a width that is a multiple of 8")
             return layers.conv(in_channels, out_channels, kernel_size=kernel_size, groups=groups)
         case "separable":
             return layers.SeparableConv(in_channels, out_channels, kernel_size=kernel_size)

@@ -6,10 +6,11 @@ The class is called as ``Class(in_channels, out_channels, **settings)``; of the 
 
 from __future__ import annotations
 
-import importlib
+import ast
+import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,16 +77,52 @@ def own_class(path: str) -> type[nn.Module]:
 
 
 def own_code(path: str) -> dict[str, str]:
-    """SHA-256 of the class's file and of what it has imported of its own package, by module.
+    """SHA-256 of the class's file and of all files of its own package that it imports, directly or not, by module.
+
+    They are found in the text, not in what happens to be imported: another block of the package is not its code, and
+    what a constructor imports later is.
 
     Raises:
         MmsegError: as :func:`build_own_block`.
     """
     own_class(path)
-    package = path.partition(":")[0].partition(".")[0]
-    modules = {name: module for name, module in sorted(sys.modules.items()) if name.partition(".")[0] == package}
-    files = {name: getattr(module, "__file__", None) for name, module in modules.items()}
-    return {name: sha256(Path(file)) for name, file in files.items() if file is not None}
+    found: dict[str, str] = {}
+    waiting = _with_packages(path.partition(":")[0])
+    while waiting:
+        name = waiting.pop()
+        file = None if name in found else _file(name)
+        if file is not None:
+            found[name] = sha256(file)
+            waiting += [other for other in _imports(name, file) if other.partition(".")[0] == name.partition(".")[0]]
+    return dict(sorted(found.items()))
+
+
+def _file(module: str) -> Path | None:
+    """The file of a module; None where there is no such module, or it has no file, as a plain folder has."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # its parent is a module and no package
+        return None
+    return Path(spec.origin) if spec is not None and spec.has_location and spec.origin is not None else None
+
+
+def _imports(module: str, file: Path) -> Iterator[str]:
+    """All that may be a module of what a file imports, anywhere in it, and the packages that these lie in."""
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(file.read_bytes()) if file.suffix == ".py" else ast.Module([], [])):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        yield from (each for name in names for each in _with_packages(name))
+
+
+def _with_packages(module: str) -> list[str]:
+    """A module and the packages that it lies in, which are imported before it."""
+    parts = module.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
 
 
 def _in_one_line(error: BaseException) -> str:

@@ -119,7 +119,7 @@ def program(network: nn.Module) -> ExportedProgram:
     sizes = {0: Dim("batch", min=1), 2: Dim("height", min=1), 3: Dim("width", min=1)}
     # Without this, sizes of 1 are taken for another case, and the program refuses images that become so small inside.
     unknowing = symbolic.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
-    with unknowing, _resizing(), torch.no_grad():
+    with unknowing, _resizing(), _shuffling(), torch.no_grad():
         made = torch.export.export(network, (torch.zeros(2, 3, *ODD),), dynamic_shapes=(sizes,))
     for node in made.graph.nodes:
         node.meta.pop("stack_trace", None)  # names files of this machine
@@ -147,6 +147,24 @@ def _resizing() -> Iterator[None]:
         yield
     finally:
         unet.resize = before
+
+
+@contextmanager
+def _shuffling() -> Iterator[None]:
+    """Let channels be shuffled by their numbers: torch's own shuffle has another case for maps of one pixel."""
+    import torch
+
+    from mmseg_cli.models import layers
+
+    def forward(self: layers.ChannelShuffle, x_BCHW: Tensor) -> Tensor:
+        order = torch.arange(x_BCHW.shape[1]).view(self.groups, -1).t().flatten()
+        return x_BCHW.index_select(1, order)
+
+    before, layers.ChannelShuffle.forward = layers.ChannelShuffle.forward, forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        layers.ChannelShuffle.forward = before  # type: ignore[method-assign]
 
 
 def as_onnx(made: ExportedProgram, says: Mapping[str, Any]) -> bytes:

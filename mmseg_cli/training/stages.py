@@ -83,10 +83,11 @@ def _leave_out(stage: str, run: Path, previous: Path | None, *, variant: str, se
     }
     with new_folder(run) as folder:
         if previous is not None and before["weights"]:
-            for name in (weights.WEIGHTS, PROVENANCE):
-                shutil.copyfile(previous / name, folder / name)
+            for name in (weights.WEIGHTS, weights.AUXILIARY, PROVENANCE):
+                if (previous / name).is_file():
+                    shutil.copyfile(previous / name, folder / name)
         write_json(folder / weights.RECORD, record)
-    return Trained(run, {}, "left out by the preset (steps: 0): what came before passes through")
+    return Trained(run, {}, "left out (steps: 0): what came before passes through")
 
 
 def _record_before(previous: Path | None) -> dict[str, Any]:

@@ -251,8 +251,19 @@ def test_with_the_shuffle_every_channel_sees_every_channel(expansion: int) -> No
 )
 def test_groups_are_the_most_that_divide_both(in_channels: int, out_channels: int, groups: int) -> None:
     assert layers.group_count(in_channels, out_channels) == groups
-    block = make("mmbconv-grouped", in_channels=in_channels, out_channels=in_channels, expansion=2)
-    assert block(torch.rand(2, in_channels, 4, 5)).shape == (2, in_channels, 4, 5)
+
+
+@pytest.mark.parametrize("channels", [12, 10, 9, 7, 3])
+def test_grouped_blocks_of_any_divisor(channels: int) -> None:
+    block = make("mmbconv-grouped", in_channels=channels, out_channels=channels, expansion=2)
+    assert block(torch.rand(2, channels, 4, 5)).shape == (2, channels, 4, 5)
+
+
+@pytest.mark.parametrize("channels", [11, 13, 37])
+def test_a_grouped_block_without_groups_is_refused(channels: int) -> None:
+    """It would be mmbconv under another name."""
+    with pytest.raises(MmsegError, match=f"mmbconv-grouped: {channels} and {2 * channels} channels have no divisor"):
+        make("mmbconv-grouped", in_channels=channels, out_channels=channels)
 
 
 # ------------------------------------------------------------------------------------------------------ all of the rows

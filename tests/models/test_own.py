@@ -339,9 +339,6 @@ def test_relative_imports_and_the_package_itself_are_its_code(write):
     assert sorted(digests()) == ["blocks", "blocks.deeper", "blocks.helper", "blocks.mine"]
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="own_code takes all that this process has imported of the package"
-)
 def test_another_own_block_in_the_same_process_is_not_its_code(write):
     write(mine=MINE, other=MINE)
     first = own_code(PATH)
@@ -349,7 +346,6 @@ def test_another_own_block_in_the_same_process_is_not_its_code(write):
     assert own_code(PATH) == first
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="own_code looks before the constructor has run")
 def test_what_it_imports_later_is_its_code_too(write):
     late = MINE.replace("super().__init__()", "super().__init__(); from blocks.helper import RATE")
     write(mine=late, helper="RATE = 2\n")

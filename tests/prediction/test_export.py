@@ -132,7 +132,6 @@ def test_every_kind_of_network_is_exported(arguments, tmp_path):
             assert_the_same(forward(noise(size)), logits_of(network, noise(size)))
 
 
-@pytest.mark.xfail(strict=True, reason="torch's shuffle of channels is another one for maps of one pixel")
 def test_a_shuffle_of_channels_is_exported_for_every_size():
     torch.manual_seed(0)
     settings = {"expansion": 2.0, "se_ratio": 0.25, "norm": "batch", "activation": "relu"}
