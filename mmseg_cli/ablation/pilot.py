@@ -96,7 +96,13 @@ def cells(answer: Answer) -> list[str]:
 
 
 def _count(need: Need) -> str:
-    return f"none: {need.reason}" if need.seeds is None else str(need.seeds)
+    return "none" if need.seeds is None else str(need.seeds)
+
+
+def reasons(answers: list[Answer]) -> list[tuple[str, str]]:
+    """Why no number of seeds is an answer, by variant."""
+    found = [(answer.variant, answer.need.reason or answer.cautious.reason) for answer in answers]
+    return [(variant, reason) for variant, reason in found if reason is not None]
 
 
 def _hours(answer: Answer) -> str:
@@ -104,4 +110,4 @@ def _hours(answer: Answer) -> str:
     if answer.need.seeds is None or answer.seconds is None:
         return "–"
     more = max(0, answer.need.seeds - answer.seeds)
-    return f"{more} more seeds, {more * answer.seconds / 3600:.2g} h" if more else "none more"
+    return f"{more * answer.seconds / 3600:.2g}, {more} more seeds" if more else "0"

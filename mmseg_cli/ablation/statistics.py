@@ -350,8 +350,9 @@ def verdicts(family: Sequence[Interval]) -> list[Verdict]:
     With fewer than three seeds, or without p, there is none.
     """
     found = []
-    for interval, adjusted in zip(family, holm([interval.p for interval in family]), strict=True):
-        if adjusted is None or interval.estimate is None or interval.seeds < FEWEST_SEEDS:
+    judged = [interval.p if interval.seeds >= FEWEST_SEEDS else None for interval in family]
+    for interval, adjusted in zip(family, holm(judged), strict=True):
+        if adjusted is None or interval.estimate is None:
             word = NO_VERDICT
         elif adjusted >= 1 - LEVEL:
             word = NO_EVIDENCE

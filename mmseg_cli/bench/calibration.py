@@ -18,8 +18,8 @@ from typing import Any
 from mmseg_cli import runtime
 from mmseg_cli.ablation import statistics
 from mmseg_cli.ablation.statistics import ESTIMANDS
-from mmseg_cli.bench.calibration_trials import BOOTSTRAPS, POWERS, TEXTBOOK, Size, alike, confusion, linear
-from mmseg_cli.bench.calibration_worlds import CLASSES, NOISES, OF_DIFFERENCES, OF_RUNS, SHAPES
+from mmseg_cli.bench.calibration_trials import BOOTSTRAPS, POWERS, TEXTBOOK, Size, alike, confusion, linear, price
+from mmseg_cli.bench.calibration_worlds import CLASSES, NOISES, OF_DIFFERENCES, OF_RUNS, SHAPES, VARIANTS
 
 Row = dict[str, Any]
 
@@ -144,6 +144,23 @@ def _ranges(result: Row, key: str, *, rare: bool = False) -> list[tuple[str, ...
     return lines
 
 
+def _prices(result: Row) -> list[tuple[str, ...]]:
+    """Smallest and largest `price` of normal noise by the number of comparisons and of seeds."""
+    normal = _groups(result["rows"]).get("normal", [])
+    lines = []
+    for comparisons in (1, VARIANTS - 1):
+        cells = []
+        for seeds in seeds_of(result):
+            found = [
+                price(row["noise"], seeds=seeds, blocks=row["blocks"], comparisons=comparisons)
+                for row in normal
+                if row["seeds"] == seeds
+            ]
+            cells.append(f"{min(found):.2f} - {max(found):.2f}" if found else "–")
+        lines.append((f"normal, comparisons: {comparisons}", *cells))
+    return lines
+
+
 def tables(result: Row) -> dict[str, list[tuple[str, ...]]]:
     """The rows of each summary by its title, under `headings`."""
     found = {}
@@ -162,6 +179,7 @@ def tables(result: Row) -> dict[str, list[tuple[str, ...]]]:
     found["for comparison: any false verdict of four by the textbook, new-images, in percent"] = _ranges(
         result, f"false {TEXTBOOK}"
     )
+    found["for comparison: the gap seen in 80 of 100, new-images, over that by the textbook"] = _prices(result)
     for kind, estimand in itertools.product(BOOTSTRAPS, ESTIMANDS):
         title = f"for comparison: coverage of the bootstrap, {kind}, {estimand}, in percent"
         found[title] = _ranges(result, f"{kind} {estimand}")
@@ -283,12 +301,14 @@ def markdown(result: Row) -> str:
         "A difference of seed s on image j is mu + a_s + b_j + e_sj. Noise is named by the parts of seeds, images and",
         "both together in the variance of a difference on all images with one seed:",
         f"{'; '.join(noises)}.",
+        "An image stands for whatever is drawn: 3 images may be three cities.",
         "",
         "- *normal*, and *of runs*: every run has noise of that shape, the baseline too; four variants share it.",
         "- *of differences*: the difference itself has noise of that shape, as if the variant alone were noisy.",
         f"- *confusion world*: hits and unions of images with Dirichlet mixtures of {CLASSES} classes, skill of runs,",
         "  difficulty of images, and both together on the logits. The rarest class is in one image of three.",
-        "- *textbook*: MS_seeds + MS_images - MS_residual with Satterthwaite's degrees of freedom.",
+        "- *textbook*: MS_seeds + MS_images - MS_residual with Satterthwaite's degrees of freedom. *The gap over",
+        "  that by the textbook* is computed from the noncentral t, not simulated.",
         "- bootstraps, percentile: *crossed* draws seeds and images, each once; *nested* draws seeds, and images anew",
         "  for each drawn seed; *seeds only* leaves the images as they are.",
         "",

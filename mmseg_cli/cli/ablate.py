@@ -184,6 +184,7 @@ def _tell_power(paths: Paths, params: Params, *, gap: float) -> None:
         ("test", f"two-sided, 5 % shared by {len(answers)} comparisons (the first step of Holm)"),
         ("cautious", "with as much noise as 80 % confidence allows: few seeds know it badly"),
         ("hours", "of one device like the pilot's, for the further seeds of the variant and the baseline"),
+        *((f"none, {variant}", reason) for variant, reason in pilot.reasons(answers)),
     ]
     screen.panel(f"power of {paths.preset}", lines, next_command=None)
 

@@ -188,6 +188,10 @@ def test_normal_noise_gives_false_alarms_as_promised():
     assert 0.001 < found.uniform <= 1
 
 
+def test_the_part_of_training_and_image_together_is_told_apart():
+    assert alike.residual_share(noise(2000)) == pytest.approx(1 / 13, rel=0.1)  # of 1 + 1 / 12
+
+
 def test_the_report_is_computed_from_the_trainings(result):
     tables = alike.tables(result)
     assert [len(rows) for rows in tables.values()] == [4, 2]  # of 6: two seeds and three; two seeds

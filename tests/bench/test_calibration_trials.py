@@ -44,3 +44,10 @@ def test_normal_noise_is_covered_as_promised():
         assert max(row["false this-set"], row["false new-images"]) < 0.08
         for estimand in (THIS_SET, NEW_IMAGES):
             assert row[f"power {estimand} 0.8"] == pytest.approx(0.8, abs=0.1)
+
+
+def test_caution_costs_power_where_seeds_are_few_and_images_differ():
+    prices = [trials.price("seeds 1 : images 1", seeds=seeds, blocks=100, comparisons=1) for seeds in (3, 5, 10)]
+    assert prices[0] > 1.2 > prices[1] > prices[2] > 0.99
+    assert trials.price("no image noise", seeds=3, blocks=100, comparisons=4) == pytest.approx(1)  # no caution needed
+    assert trials.price("seeds 1 : images 1", seeds=3, blocks=100, comparisons=4) > prices[0]
