@@ -24,7 +24,7 @@ from mmseg_cli.errors import MmsegError
 from mmseg_cli.names import BLOCK_NAMES, LADDER, LOSS_NAMES, Allowable, unknown_name
 
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_-]*$"  # names reach a shell and file names
-CLASS = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$"  # package.module:Class
+CLASS = r"blocks(\.[A-Za-z_][A-Za-z0-9_]*)+:[A-Za-z_][A-Za-z0-9_]*"  # in the folder that the pipeline depends on
 
 
 def _number(value: Any) -> Any:
@@ -51,6 +51,12 @@ def _block(name: str) -> str:
         error = unknown_name("block", name, BLOCK_NAMES)
         raise ValueError(f"{error.what}: {error.todo}")
     return name
+
+
+def _class(path: str) -> str:
+    if not re.fullmatch(CLASS, path):
+        raise ValueError(f"{path!r} is not of the form blocks.module:Class; the pipeline depends on the folder blocks")
+    return path
 
 
 Block = Annotated[str, AfterValidator(_block)]
@@ -130,7 +136,7 @@ class Network(Section):
 class Variant(Section):
     """A row of the ablation: a block, and what else differs from the preset's `network` and stages.
 
-    `class` names a block of the user's own, `package.module:Class`, in place of `block`. `start` is what training
+    `class` names a block of the user's own, `blocks.module:Class`, in place of `block`. `start` is what training
     starts from: nothing (`scratch`), the ImageNet rung alone, or the whole ladder up to Mapillary Vistas; None is the
     preset's own. `pretrain_imagenet`, `pretrain_mapillary` and `train` hold the keys of these sections that differ.
     `match` says what a width or an expansion was solved for; it decides nothing.
@@ -139,7 +145,7 @@ class Variant(Section):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True)
 
     block: Block | None = None
-    class_: Annotated[str, Field(pattern=CLASS)] | None = Field(default=None, alias="class")
+    class_: Annotated[str, AfterValidator(_class)] | None = Field(default=None, alias="class")
     start: Literal["scratch", "imagenet", "mapillary"] | None = None
     match: Literal["parameters", "macs", "time"] | None = None
     layout: Literal["uniform", "pyramid"] | None = None

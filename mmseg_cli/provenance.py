@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,10 +60,12 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 def about(root: Path, *, device: str, processes: int = 1) -> dict[str, Any]:
     """The state of the code, the environment and the machine of a piece of work that begins now."""
+    torch = sys.modules.get("torch")  # whoever computes with it has it by now
     return {
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         **code_state(root),
         "environment": runtime.environment(),
+        "threads": None if torch is None else torch.get_num_threads(),
         "device": device,
         "accelerator": accelerator(device),
         "processes": processes,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -122,6 +124,33 @@ def write_run(
             "data_manifest_sha256": _digest("manifest", "val"),
         },
     )
+
+
+def rewrite(file: Path, found: dict[str, Any]) -> None:
+    """Another content of a metrics.json, and its digest in the certificate beside it."""
+    write_json(file, found)
+    certificate = json.loads(file.with_name(grid.CERTIFICATE).read_text())
+    write_json(file.with_name(grid.CERTIFICATE), certificate | {"metrics_sha256": sha256(file)})
+
+
+def forge(
+    paths: Paths, params: Params, found: evidence.Evidence, figures: dict[str, Any], *, variant: str, seed: int
+) -> None:
+    """Changed counts of a run with all figures and digests that follow from them."""
+    folder = paths.evidence / run_name(variant, seed)
+    evidence.save(folder / grid.CONFUSION, found)
+    space = LabelSpace(figures["label_space"], tuple(found.classes), (), (), None)
+    distances = [one["pixels"] for one in figures["boundaries"]]
+    limits = (figures["sizes"][0]["to_pixels"], figures["sizes"][1]["to_pixels"])
+    figures |= summary.of_counts(found.counts, space, distances=distances, limits=limits)
+    figures["confusion_sha256"] = sha256(folder / grid.CONFUSION)
+    write_json(folder / grid.METRICS, figures)
+    certificate = json.loads((folder / grid.CERTIFICATE).read_text())
+    certificate |= {
+        "metrics_sha256": sha256(folder / grid.METRICS),
+        "confusion_sha256": figures["confusion_sha256"],
+    }
+    write_json(folder / grid.CERTIFICATE, certificate)
 
 
 def write_cost(paths: Paths, params: Params, variants: list[str] | None = None) -> None:

@@ -8,18 +8,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations, product
 from typing import Any
 
 import yaml
 
 from mmseg_cli.errors import MmsegError
 from mmseg_cli.names import BLOCK_NAMES, LADDER, LAYOUT_NAMES, unknown_name
-from mmseg_cli.params import Params, Variant, parse_yaml
+from mmseg_cli.params import Network, Params, Variant, parse_yaml
 
 MATCHES = {"parameters": "params", "macs": "macs", "time": "time"}  # and how a row's name ends
 STARTS = ("scratch", "imagenet", "mapillary")
 SECTIONS = ("network", *LADDER)
+_ABSENT, _NO_MAPPING = object(), object()  # in place of a value, which may be None
 
 Entry = dict[str, Any]  # of `variants`, as it stands in a params.yaml
 
@@ -52,6 +53,8 @@ def setting(text: str) -> Setting:
         raise unknown_name("--set", path[0], SECTIONS)
     if path[0] == "network" and path[1] in ("layout", "block"):
         raise MmsegError("--set", f"{key} has an option of its own", f"use --{path[1]}s")
+    if path[0] == "network" and path[1] not in Network.model_fields:
+        raise unknown_name("--set network", path[1], [name for name in Network.model_fields if name != "layout"])
     try:
         found = parse_yaml(f"[{values}]")
     except yaml.YAMLError:
@@ -73,13 +76,15 @@ def rows(
 
     Args:
         params: the preset.
-        blocks: names of its variants, of blocks, or `package.module:Class`.
+        blocks: names of its variants, of blocks, or `blocks.module:Class`.
         layouts, starts: None leaves them as they are.
         settings: further axes.
 
     Raises:
-        MmsegError: a name that is not known, the same row twice, or a row's name that stands for something else.
+        MmsegError: a name that is not known, the same parameter or row twice, or a row's name that stands for something
+            else.
     """
+    _require_distinct(settings)
     for option, chosen, known in (("--layouts", layouts, LAYOUT_NAMES), ("--starts", starts, STARTS)):
         for name in chosen or []:
             if name not in known:
@@ -117,6 +122,42 @@ def with_match(entry: Entry, width: int, expansion: float, kind: str) -> Entry:
     return entry | {"match": kind, "width": width, "expansion": expansion}
 
 
+def matched_name(params: Params, name: str, kind: str) -> str:
+    """The name of the row that is one of `rows` with a width solved for.
+
+    Raises:
+        MmsegError: it stands for something else.
+    """
+    found = f"{name}-{MATCHES[kind]}"
+    if found in params.variants and params.variants[found].match != kind:
+        raise MmsegError(
+            f"variants.{found}", f"stands in variants for something else than match {kind}", "rename that variant"
+        )
+    return found
+
+
+def solved_before(params: Params, name: str, unmatched: Entry, *, baseline: str) -> bool:
+    """Whether the present grid has a row of equal step time that answers the same question.
+
+    Measured again it would get another width by noise alone, and be trained again for it.
+
+    Args:
+        params: the preset.
+        name: of the row.
+        unmatched: the entry that it is to be solved from.
+        baseline: the first row of the wanted grid.
+    """
+    present = params.ablate.variants
+    if name not in present or present[0] != baseline or params.variants[name].match != "time":
+        return False
+    solved = ("match", "width", "expansion")
+    old, new = (
+        {key: value for key, value in entry.items() if key not in solved}
+        for entry in (entry_of(params, name), unmatched)
+    )
+    return old == new
+
+
 def blocks_of(params: Params) -> list[str]:
     """The blocks of the present grid, each once, as `rows` takes them."""
     variants = [params.variants[name] for name in params.ablate.variants]
@@ -144,6 +185,16 @@ def _base(params: Params, block: str) -> tuple[str, Entry]:
     raise unknown_name("--blocks", block, known)
 
 
+def _require_distinct(settings: Sequence[Setting]) -> None:
+    """Raise MmsegError where two settings are about the same parameter."""
+    for pair in combinations(settings, 2):
+        outer, inner = (".".join(path) for path in sorted((one.path for one in pair), key=len))
+        if outer == inner:
+            raise MmsegError("--set", f"{outer} is given twice", "separate its values by commas")
+        if inner.startswith(f"{outer}."):
+            raise MmsegError("--set", f"{inner} is a part of {outer}, which is given as well", "give one of the two")
+
+
 def _place(path: tuple[str, ...]) -> tuple[str, ...]:
     """Where a parameter stands in an entry: those of `network` at its top."""
     return path[1:] if path[0] == "network" else path
@@ -153,18 +204,23 @@ def _as_it_is(params: Params, row: Entry, path: tuple[str, ...], value: Any) -> 
     """Whether a row has the value already, by itself or as the preset has it."""
     if path == ("start",):
         return bool(row.get("start", _start(params)) == value)
-    stands: Any = row
-    for key in _place(path):
-        stands = stands.get(key) if isinstance(stands, Mapping) else None
-    if stands is not None:
-        return bool(stands == value)
+    own = _value(row, _place(path))
+    if own is not _ABSENT:
+        return bool(own == value)
     section = params.network if path[0] in ("network", "layout") else getattr(params, path[0])
-    found: Any = section.model_dump()
-    for key in path if path[0] == "layout" else path[1:]:
-        if not isinstance(found, Mapping) or key not in found:
-            return False  # a wrong key, which reading the parameters back will name
-        found = found[key]
-    return bool(found == value)
+    found = _value(section.model_dump(), path if path[0] == "layout" else path[1:])
+    return bool(found == value)  # absent, it is a wrong key, which reading the parameters back will name
+
+
+def _value(values: Any, path: tuple[str, ...]) -> Any:
+    """A nested value; _ABSENT where a key is not there, _NO_MAPPING where a mapping's place is taken."""
+    for key in path:
+        if not isinstance(values, Mapping):
+            return _NO_MAPPING
+        if key not in values:
+            return _ABSENT
+        values = values[key]
+    return values
 
 
 def _start(params: Params) -> str:
@@ -179,7 +235,7 @@ def _changed(row: Entry, path: tuple[str, ...], value: Any) -> Entry:
     out = dict(row)
     inner = out
     for key in folders:
-        inner[key] = dict(inner.get(key, {}))
+        inner[key] = dict(inner[key]) if isinstance(inner.get(key), Mapping) else {}
         inner = inner[key]
     inner[last] = value
     return out
@@ -187,7 +243,10 @@ def _changed(row: Entry, path: tuple[str, ...], value: Any) -> Entry:
 
 def _suffix(path: tuple[str, ...], value: Any) -> str:
     """The part of a name that says what differs; a name reaches a shell and file names."""
-    text = str(value) if len(path) == 1 else f"{path[-1]}-{_in_words(value)}"
+    text = str(value)
+    if len(path) > 1:
+        rung = f"{path[0].removeprefix('pretrain_')}-" if path[0].startswith("pretrain_") else ""
+        text = f"{rung}{path[-1]}-{_in_words(value)}"
     return re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_")
 
 

@@ -189,6 +189,29 @@ def _rung(stage: str) -> Fits:
     )
 
 
+def _recipe(*keys: str, better: Callable[[dict[str, Any]], bool]) -> Fits:
+    """Rows that differ in these keys of the last rung alone; `better` tells the one that has what they are about."""
+
+    def fits(one: Wanted, two: Wanted) -> bool:
+        if one.network != two.network or _without(one.rungs, TRAIN) != _without(two.rungs, TRAIN):
+            return False
+        own, other = one.rungs[TRAIN], two.rungs[TRAIN]
+        return better(own) and not better(other) and _without(own, *keys) == _without(other, *keys)
+
+    return fits
+
+
+def _augments(section: dict[str, Any]) -> bool:
+    """Whether crops are changed at random in any way but their place."""
+    augment = section["augment"]
+    return augment["scale"] != [1, 1] or any(augment[key] for key in ("flip", "colour", "blur", "class_uniform"))
+
+
+def _whole_batch(section: dict[str, Any]) -> bool:
+    """Whether a batch-norm statistic is of the whole batch, as synchronised devices have it."""
+    return bool(section["norm_batch"] == section["batch"])
+
+
 def _pairs(evidence: Evidence, fits: Fits) -> list[tuple[str, str]]:
     """All pairs of rows that fit: mmbconv's first, then those that change least of the preset, then in table order."""
     wanted = evidence.wanted
@@ -270,6 +293,27 @@ QUESTIONS = (
         source="the paper trains on Vistas next; that it helps is implied, by how much is not in what we could read",
         attempt=_takes(_ladder(MMBCONV) + HOURS[MMBCONV][TRAIN], f"{STARTS} imagenet,mapillary` (ImageNet is shared)"),
         fits=_rung(MAPILLARY),
+    ),
+    Question(
+        title="Data augmentation",
+        claimed="used",
+        source="the paper trains with it; what it contributes is not in what we could read. On the last rung",
+        attempt=_takes(_ladder(MMBCONV) + HOURS[MMBCONV][TRAIN], f"`mmbconv` and `mmbconv-plain-crops` of {AT_SCALE}"),
+        fits=_recipe("augment", better=_augments),
+    ),
+    Question(
+        title="Lookahead",
+        claimed="used",
+        source="a secondary source names it; what it contributes is not in what we could read. On the last rung",
+        attempt=_takes(_ladder(MMBCONV) + HOURS[MMBCONV][TRAIN], f"`mmbconv` and `mmbconv-no-lookahead` of {AT_SCALE}"),
+        fits=_recipe("lookahead", "precise_bn", better=lambda section: section["lookahead"] is not None),
+    ),
+    Question(
+        title="Synchronised batch norm",
+        claimed="used",
+        source="the paper synchronises over GPUs; what it contributes is not in what we could read. On the last rung",
+        attempt=_takes(_ladder(MMBCONV) + HOURS[MMBCONV][TRAIN], f"`mmbconv` and `mmbconv-norm-8` of {AT_SCALE}"),
+        fits=_recipe("norm_batch", better=_whole_batch),
     ),
 )
 

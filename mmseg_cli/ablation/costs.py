@@ -263,6 +263,9 @@ def versus(own: Sequence[float], baseline: Sequence[float]) -> Timing:
     return Timing(statistics.median(own), statistics.median(ratios), low, high)
 
 
+FEWEST_ROUNDS = 6  # for an interval of a median
+
+
 def _place(count: int) -> int | None:
     """Which of `count` sorted values, from 0, is the lower limit of the median; the upper one is as far from the end.
 

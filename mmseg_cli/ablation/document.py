@@ -7,6 +7,7 @@ from typing import Any
 
 from mmseg_cli.ablation import tables
 from mmseg_cli.ablation.certificates import FOLDER
+from mmseg_cli.ablation.costs import FEWEST_ROUNDS
 from mmseg_cli.ablation.grid import Evidence
 from mmseg_cli.ablation.rows import Row, few_seeds, in_words
 from mmseg_cli.ablation.statistics import NEW_IMAGES
@@ -78,7 +79,7 @@ CLASSIFICATION = (
 )
 MARKS = (
     "Difference to the baseline in points, with 95 % intervals; ▲ better and ▼ worse after Holm over the whole table."
-    " A class absent from truth and every prediction is left out."
+    " A class without IoU in some run of the baseline, as where it is in neither truth nor prediction, is left out."
 )
 
 
@@ -90,18 +91,30 @@ def _notes(evidence: Evidence, rows: Sequence[Row]) -> str:
     first = evidence.first
     seeds = ", ".join(map(str, evidence.seeds))
     about = ESTIMANDS[evidence.estimand].format(images=len(evidence.names))
-    reason = next((row.difference.reason for row in rows[1:] if row.difference and row.difference.reason), None)
+    missing = {row.difference.reason for row in rows[1:] if row.difference and row.difference.low is None}
+    reason = f" Not given: {', '.join(sorted(filter(None, missing)))}." if missing else ""
     lines = [
         f"**mIoU**: last checkpoint, single scale, labels at native size, {len(evidence.names)} val images,"
         f" {first['label_space']}, {_protocol(first['protocol'])}; mean over seeds {seeds}.{_augmented(first)}",
-        f"**Interval**: 95 %, about {about}. {_blocks(evidence)}{f' Not given: {reason}.' if reason else ''}",
-        f"**Δ mIoU**: to `{evidence.baseline}`, paired by seed: equal seeds saw the same data in the same order, which"
-        f" a"
-        f" log of digests confirms. {few_seeds(evidence)}",
+        f"**Interval**: 95 %, about {about}. {_blocks(evidence)}{reason}",
+        f"**Δ mIoU**: to `{evidence.baseline}`, paired by seed. {_data(evidence)} {few_seeds(evidence)}",
         f"**Widths**: {_widths(rows)}",
         f"**Ladder**: {_ladder(evidence)}",
     ]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _data(evidence: Evidence) -> str:
+    """Whether equal seeds saw equal data, by the logs of digests."""
+    found = {name: evidence.same_data(name) for name in evidence.variants[1:]}
+    text = "Equal seeds saw the same data in the same order, by a log of digests"
+    other = [f"`{name}`" for name, same in found.items() if same is False]
+    unknown = [f"`{name}`" for name, same in found.items() if same is None]
+    if other:
+        text += f"; not {', '.join(other)}, whose steps, crops or augmentation are others"
+    if unknown:
+        text += f"; of {', '.join(unknown)} no log tells"
+    return f"{text}."
 
 
 def _protocol(protocol: dict[str, Any]) -> str:
@@ -161,18 +174,26 @@ def _ladder(evidence: Evidence) -> str:
         else f"{data} from scratch"
         for ladder in ladders.values()
     }
-    if len(words) == 1:
-        (only,) = words.values()
-        return f"{only}." + (
-            "" if len(next(iter(words))) == 1 else " Each variant and seed has pretraining of its own."
-        )
-    return (
-        "; ".join(
-            f"{text}: {', '.join(f'`{name}`' for name, own in ladders.items() if own == ladder)}"
-            for ladder, text in words.items()
-        )
-        + "."
+    text = "; ".join(
+        f"{text}: {', '.join(f'`{name}`' for name, own in ladders.items() if own == ladder)}"
+        if len(words) > 1
+        else text
+        for ladder, text in words.items()
     )
+    return f"{text}.{_pretraining(evidence)}"
+
+
+def _pretraining(evidence: Evidence) -> str:
+    """Whose pretraining is whose: runs that share it do not have its noise apart."""
+    groups: dict[str, list[str]] = {}
+    for variant in evidence.variants:
+        if (key := evidence.pretraining(variant)) is not None:
+            groups.setdefault(key, []).append(f"`{variant}`")
+    shared = [", ".join(names) for names in groups.values() if len(names) > 1]
+    if shared:
+        who = "; and by ".join(shared)
+        return f" Pretraining is shared at equal seeds by {who}: its noise is not in their difference."
+    return " Each variant and seed has pretraining of its own." if groups else ""
 
 
 def _cost_note(evidence: Evidence) -> str:
@@ -181,20 +202,23 @@ def _cost_note(evidence: Evidence) -> str:
     where = machine.get("accelerator") or f"{machine['processor']}, {machine['threads']} threads"
     precision = "float32 with convolutions in TF32" if machine.get("training_tf32") else "float32"
     rounds = len(next(iter(cost["variants"].values()))["step_seconds"])
+    spread = ", with a 95 % interval of their median" if rounds >= FEWEST_ROUNDS else ""
     step, image = f"{cost['height']}x{cost['width']}", f"{cost['inference_height']}x{cost['inference_width']}"
     return (
         f"Measured on {where}, torch {machine['torch']}: all variants in turn, {rounds} rounds; medians, and ratios to"
-        f" `{evidence.baseline}` within a round, with a 95 % interval of their median. A step: forward, cross entropy,"
-        f" backward and plain SGD on batch {cost['batch']} of {step}, {precision}; what else a recipe does is not in"
-        f" it."
-        f" Memory is that on top of the empty process. An image: one of {image} at a time, batch norms not folded. MACs"
-        f" of one {step} image. The paper reports about +30 % time and +10 % memory for MMBConv."
+        f" `{evidence.baseline}` within a round{spread}. A step: forward, cross entropy, backward and"
+        f" {machine.get('optimizer', 'SGD')} on batch {cost['batch']} of {step}, {precision}; what else a recipe does"
+        f" is"
+        f" not in it. Memory is that on top of the empty process. An image: one of {image} at a time, batch norms not"
+        f" folded. MACs of one {step} image. The paper reports about +30 % time and +10 % memory for MMBConv."
     )
 
 
 def _check_note() -> str:
     return (
         "The same differences for both questions one may ask, and by a method that needs no formula (seeds and images"
-        " drawn anew, 2,000 times; too narrow with few seeds). The standard deviations are those of one seed, one image"
-        " block, and what is left. How far these intervals hold: [docs/statistics.md](../../docs/statistics.md)."
+        " drawn anew, 2,000 times; too narrow with few seeds). The standard deviations: of the seeds' differences, and"
+        " of"
+        " what they are made of: one seed, one image block, and the rest. How far these intervals hold:"
+        " [docs/statistics.md](../../docs/statistics.md)."
     )

@@ -215,26 +215,6 @@ def _store(folder: Path, *, classes: list[str]) -> Store:
     return store
 
 
-def read_prediction(path: Path, space: LabelSpace) -> Ids_HW:
-    """predicted_HW of train ids from a PNG that `mmseg evaluate` wrote; 255 for what is no class.
-
-    It holds the dataset's own ids, or train ids where the dataset has none.
-
-    Raises:
-        OSError, ValueError, SyntaxError: it cannot be read.
-    """
-    table = np.full(256, IGNORE, dtype=np.uint8)
-    own = all(0 <= id_ <= 255 for id_ in space.ids)
-    written = official.own_ids(space) if own else np.arange(256, dtype=np.uint8)
-    table[written[: len(space.classes)]] = np.arange(len(space.classes))
-    with Image.open(path) as opened:
-        if opened.mode != "L":
-            raise ValueError(f"is {opened.mode}, not ids")
-        ids_HW = np.asarray(opened)
-    predicted_HW: Ids_HW = table[ids_HW]
-    return predicted_HW
-
-
 @dataclass(frozen=True)
 class _Source:
     """Where images, labels and predictions come from."""
@@ -269,7 +249,7 @@ class _Source:
         space = self.store.space
         counted_KK = self.runs[variant, one.seed].counts["confusion"].image(one.position)
         try:
-            predicted_HW = read_prediction(path, space)
+            predicted_HW = official.read_png(path, space)
             same = np.array_equal(metrics.confusion(truth_HW, predicted_HW, classes=len(space.classes)), counted_KK)
         except (OSError, SyntaxError) as error:
             raise _Unavailable(f"{path}: cannot be read ({error})") from error

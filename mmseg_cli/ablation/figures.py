@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from mmseg_cli.ablation import statistics, tables
 from mmseg_cli.ablation.grid import Evidence, Wanted
-from mmseg_cli.ablation.rows import Row
+from mmseg_cli.ablation.rows import Judged, Row, judged
 from mmseg_cli.ablation.statistics import NEW_IMAGES, Interval
 from mmseg_cli.evaluation.page_figures import DPI, LIGHT
 from mmseg_cli.evaluation.regions import SIZES
@@ -315,32 +315,6 @@ def _between(set_limits: Any, values: Array, *, least: float, most: float) -> No
 # ------------------------------------------------------------------------------------------------ differences
 
 
-@dataclass(frozen=True)
-class Judged:
-    """A variant's difference to the baseline, and whether it is marked as better or worse in the table."""
-
-    interval: Interval
-    marked: bool
-
-
-def judged(
-    evidence: Evidence, lines: Sequence[tuple[str, str | None]]
-) -> dict[tuple[str, str | None], dict[str, Judged]]:
-    """The differences of (figure, class) by variant, judged together just as `tables` judges a table of them.
-
-    A class that the baseline does not have in every run is left out.
-    """
-    kept: dict[tuple[str, str | None], dict[str, Interval]] = {}
-    for figure, class_ in lines:
-        if class_ is None or evidence.mean(evidence.baseline, figure, class_=class_).estimate is not None:
-            kept[figure, class_] = evidence.differences(figure, class_=class_)
-    verdicts = iter(statistics.verdicts([one for found in kept.values() for one in found.values()]))
-    return {
-        line: {variant: Judged(one, next(verdicts).word in FILLED) for variant, one in found.items()}
-        for line, found in kept.items()
-    }
-
-
 def _limits(found: Sequence[Interval]) -> tuple[float, float]:
     """The limits of an axis of differences: 0 and every estimate are inside, and all but the very longest intervals."""
     estimates, lows, highs = (values[~np.isnan(values)] for values in _values(found))
@@ -375,7 +349,7 @@ def _point(axes: Any, at: float, found: Judged, style: Style, *, limits: tuple[f
         return
     if one.low is not None and one.high is not None:
         lines = axes.hlines if across else axes.vlines
-        look = {"color": style.colour, "linewidth": 1.9 if found.marked else 1.1, "zorder": 2}
+        look = {"color": style.colour, "linewidth": 1.9 if found.verdict.word in FILLED else 1.1, "zorder": 2}
         lines(at, max(one.low, limits[0]), min(one.high, limits[1]), **look)
         ends = (
             ("<" if across else "v", limits[0], one.low < limits[0]),
@@ -386,7 +360,7 @@ def _point(axes: Any, at: float, found: Judged, style: Style, *, limits: tuple[f
                 place = (limit, at) if across else (at, limit)
                 axes.plot(*place, marker=arrow, markersize=4, color=style.colour, clip_on=False, zorder=2)
     place = (one.estimate, at) if across else (at, one.estimate)
-    axes.plot(*place, **_marker(style, filled=found.marked, size=5.5), zorder=3)
+    axes.plot(*place, **_marker(style, filled=found.verdict.word in FILLED, size=5.5), zorder=3)
 
 
 def _zero(axes: Any, *, across: bool) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from mmseg_cli.ablation import certificates, power
 from mmseg_cli.ablation.grid import Evidence
 from mmseg_cli.ablation.power import Need
+from mmseg_cli.ablation.statistics import FEWEST_SEEDS
 from mmseg_cli.errors import MmsegError
 
 
@@ -61,7 +62,7 @@ def answers(evidence: Evidence, *, gap: float) -> list[Answer]:
                 need=power.seeds_needed(gap, noise, **common),  # type: ignore[arg-type]
                 cautious=power.seeds_needed(gap, cautious, **common),  # type: ignore[arg-type]
                 seconds=_seconds(evidence, variant),
-                power=float(now[0]),
+                power=float(now[0]) if len(evidence.seeds) >= FEWEST_SEEDS else 0.0,
                 seeds=len(evidence.seeds),
             )
         )
@@ -80,7 +81,7 @@ def _seconds(evidence: Evidence, variant: str) -> float | None:
     return sum(means)
 
 
-HEADINGS = ("variant", "sd of Δ", "power now", "seeds", "seeds, cautious", "device hours")
+HEADINGS = ("variant", "sd of Δ", "power now", "seeds", "more hours", "seeds, cautious", "more hours")
 
 
 def cells(answer: Answer) -> list[str]:
@@ -90,8 +91,9 @@ def cells(answer: Answer) -> list[str]:
         f"{answer.spread:.2f}",
         "–" if math.isnan(answer.power) else f"{100 * answer.power:.0f} %",
         _count(answer.need),
+        _hours(answer, answer.need),
         _count(answer.cautious),
-        _hours(answer),
+        _hours(answer, answer.cautious),
     ]
 
 
@@ -105,9 +107,8 @@ def reasons(answers: list[Answer]) -> list[tuple[str, str]]:
     return [(variant, reason) for variant, reason in found if reason is not None]
 
 
-def _hours(answer: Answer) -> str:
-    """Of the further seeds."""
-    if answer.need.seeds is None or answer.seconds is None:
+def _hours(answer: Answer, need: Need) -> str:
+    """Of the further seeds, on one device."""
+    if need.seeds is None or answer.seconds is None:
         return "–"
-    more = max(0, answer.need.seeds - answer.seeds)
-    return f"{more * answer.seconds / 3600:.2g}, {more} more seeds" if more else "0"
+    return f"{max(0, need.seeds - answer.seeds) * answer.seconds / 3600:.2g}"

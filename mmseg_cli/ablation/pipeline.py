@@ -8,14 +8,18 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmseg_cli.ablation.axes import Entry
+from mmseg_cli.ablation.axes import Entry, entry_of
 from mmseg_cli.errors import INTERRUPTED, Interrupted, MmsegError
 from mmseg_cli.files import write_text
 from mmseg_cli.params import Params, load
 from mmseg_cli.paths import Paths
+
+
+LAST_SIGNAL = 64  # DVC has codes of its own above: 253 outside a repository, 255 for a failed stage
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ def plan_grid(
 ) -> GridChange | None:
     """What params.yaml must become for the wanted grid; None where it already is so.
 
-    A row that has no entry in `variants` gets one. Comments and layout of the file are kept.
+    A row that has no entry in `variants` gets one, and an entry that differs, such as a width that was solved for
+    anew, is replaced. Comments and layout of the file are kept.
 
     Args:
         entries: the rows, by name, in order; see `axes.rows`. None leaves them as they are.
@@ -52,7 +57,12 @@ def plan_grid(
     seeds = seeds if seeds is not None else params.ablate.seeds
     if len(set(seeds)) < len(seeds):
         raise MmsegError("--seeds", "holds the same one twice", "name each once")
-    if variants == params.ablate.variants and seeds == params.ablate.seeds:
+    changed = {
+        name: entry
+        for name, entry in (entries or {}).items()
+        if name not in params.variants or entry_of(params, name) != entry
+    }
+    if not changed and variants == params.ablate.variants and seeds == params.ablate.seeds:
         return None
     yaml = YAML()
     yaml.Representer = Representer
@@ -60,12 +70,16 @@ def plan_grid(
     yaml.width = 1000
     content = yaml.load(paths.params.read_text(encoding="utf-8"))
     lines = []
-    for name, entry in (entries or {}).items():
-        if name not in params.variants:
-            row = CommentedMap(entry)
+    for name, entry in changed.items():
+        row = content["variants"].get(name)
+        if row is None or row.merge or row.anchor.value is not None:  # others may share what is anchored
+            row = content["variants"][name] = CommentedMap()
             row.fa.set_flow_style()
-            content["variants"][name] = row
-            lines.append(f"variants.{name}: new, {', '.join(f'{key} {value}' for key, value in entry.items())}")
+        for key in [key for key in row if key not in entry]:
+            del row[key]
+        row.update(entry)
+        before = f"{_told(entry_of(params, name))} ->" if name in params.variants else "new,"
+        lines.append(f"variants.{name}: {before} {_told(entry)}")
     for key, old, new in (
         ("variants", params.ablate.variants, variants),
         ("seeds", params.ablate.seeds, seeds),
@@ -78,19 +92,39 @@ def plan_grid(
     return GridChange(lines=lines, text=buffer.getvalue())
 
 
+def _told(entry: Entry) -> str:
+    return ", ".join(f"{key} {value}" for key, value in entry.items())
+
+
 def _listed(values: list[str] | list[int]) -> str:
     return f"[{', '.join(map(str, values))}]"
 
 
+def checked_grid(change: GridChange) -> Params:
+    """The changed parameters, which nothing has been written of.
+
+    Raises:
+        MmsegError: they make no sense; it speaks of the grid, as the file does not hold the fault.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "params.yaml"
+        write_text(file, change.text)
+        try:
+            return load(file)
+        except MmsegError as error:
+            what = error.what.replace("Extra inputs are not permitted", "unknown key")
+            raise MmsegError("the grid", what, "correct it") from None
+
+
 def write_grid(paths: Paths, change: GridChange) -> Params:
-    """Write the changed parameters, after checking that they can be read back, and return them."""
-    before = paths.params.read_text(encoding="utf-8")
+    """Write the changed parameters, if they make sense, and return them.
+
+    Raises:
+        MmsegError: as `checked_grid`, or the file cannot be written.
+    """
+    params = checked_grid(change)
     write_text(paths.params, change.text)
-    try:
-        return load(paths.params)
-    except MmsegError:
-        write_text(paths.params, before)
-        raise
+    return params
 
 
 def _program(name: str) -> str:
@@ -125,7 +159,7 @@ def repro(paths: Paths) -> None:
             raise
     if code < 0:
         raise Interrupted(pipeline, -code, f"dvc was ended by signal {-code}")
-    if code >= INTERRUPTED + 1 and code != 255:
+    if INTERRUPTED < code <= INTERRUPTED + LAST_SIGNAL:
         raise Interrupted(pipeline, code - INTERRUPTED, "dvc was interrupted")
     if code:
         raise MmsegError(pipeline, f"dvc repro ended with exit code {code}", "see the lines above, then run this again")

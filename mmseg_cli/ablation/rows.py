@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -148,3 +149,32 @@ def few_seeds(evidence: Evidence) -> str:
         "The verdict is *better* or *worse* where the p value, adjusted by Holm over the rows of this table, is below"
         " 0.05, else *no evidence*: which is not evidence that there is no difference."
     )
+
+
+# ------------------------------------------------------------------------------------------------ families
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A difference to the baseline, and what may be said of it within its family."""
+
+    interval: Interval
+    verdict: Verdict
+
+
+Line = tuple[str, str | None]  # a figure and a class; None is the mean over classes
+
+
+def judged(evidence: Evidence, lines: Sequence[Line]) -> dict[Line, dict[str, Judged]]:
+    """The differences of some figures by variant, judged together: Holm is over all of them.
+
+    A class that the baseline does not have in every run is left out.
+    """
+    kept: dict[Line, dict[str, Interval]] = {}
+    for figure, class_ in lines:
+        if class_ is None or evidence.mean(evidence.baseline, figure, class_=class_).estimate is not None:
+            kept[figure, class_] = evidence.differences(figure, class_=class_)
+    verdicts = iter(statistics.verdicts([one for found in kept.values() for one in found.values()]))
+    return {
+        line: {variant: Judged(one, next(verdicts)) for variant, one in found.items()} for line, found in kept.items()
+    }

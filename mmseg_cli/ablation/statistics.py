@@ -74,11 +74,6 @@ def summarise(values: Sequence[float]) -> Summary:
     )
 
 
-def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Summary:
-    """Summary of value - baseline, seed by seed: equal seeds share the data order, so their noise is shared too."""
-    return summarise([value - base for value, base in zip(values, baseline, strict=True)])
-
-
 # ------------------------------------------------------------------------------------------------ variances
 
 

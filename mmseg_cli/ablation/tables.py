@@ -8,7 +8,7 @@ from typing import Any
 
 from mmseg_cli.ablation import costs, statistics
 from mmseg_cli.ablation.grid import Evidence
-from mmseg_cli.ablation.rows import Row, cells, headings, interval, number, ratio
+from mmseg_cli.ablation.rows import Judged, Row, cells, headings, interval, judged, number, ratio
 from mmseg_cli.ablation.statistics import NEW_IMAGES, THIS_SET, Interval
 
 MARKS = {statistics.BETTER: " ▲", statistics.WORSE: " ▼"}
@@ -97,21 +97,24 @@ def anatomy_table(evidence: Evidence) -> str:
     return _differences_table(evidence, "figure", [(title, name, None) for title, name in anatomy(evidence)])
 
 
+def _marked(one: Judged) -> str:
+    return interval(one.interval, sign="+") + MARKS.get(one.verdict.word, "")
+
+
 def _differences_table(evidence: Evidence, title: str, lines: list[tuple[str, str, str | None]]) -> str:
     """The baseline's figure, then each variant's difference with interval and mark; Holm is over the whole table."""
-    found: list[tuple[str, Interval, list[Interval]]] = []
-    for label, figure, class_ in lines:
-        base = evidence.mean(evidence.baseline, figure, class_=class_)
-        if base.estimate is not None or class_ is None:
-            found.append((label, base, list(evidence.differences(figure, class_=class_).values())))
-    verdicts = iter(statistics.verdicts([one for *_, differences in found for one in differences]))
+    found = judged(evidence, [(figure, class_) for _, figure, class_ in lines])
     body = [
         [
             label,
-            number(base.estimate),
-            *(interval(one, sign="+") + MARKS.get(next(verdicts).word, "") for one in differences),
+            number(evidence.mean(evidence.baseline, figure, class_=class_).estimate),
+            *(
+                interval(one.interval, sign="+") + MARKS.get(one.verdict.word, "")
+                for one in found[figure, class_].values()
+            ),
         ]
-        for label, base, differences in found
+        for label, figure, class_ in lines
+        if (figure, class_) in found
     ]
     return markdown_table([title, evidence.baseline, *(f"Δ {name}" for name in evidence.variants[1:])], body)
 
@@ -120,18 +123,22 @@ def check_table(evidence: Evidence, found: Sequence[Row]) -> str:
     """The difference in mIoU by both estimands, and by the crossed bootstrap."""
     body = []
     for row in found[1:]:
-        low, high = evidence.bootstrap(row.variant, "iou")
         difference = evidence.difference(row.variant, "iou", estimand=NEW_IMAGES)
+        drawn = "–"
+        if difference.blocks > 1 and difference.seeds > 1:
+            low, high = evidence.bootstrap(row.variant, "iou")
+            drawn = f"[{low:+.2f}, {high:+.2f}]"
         body.append(
             [
                 row.variant,
                 interval(evidence.difference(row.variant, "iou", estimand=THIS_SET), sign="+"),
                 interval(difference, sign="+") if difference.low is not None else f"– ({difference.reason})",
-                f"[{low:+.2f}, {high:+.2f}]",
+                drawn,
+                number(difference.spread),
                 *(number(math.sqrt(part)) if part is not None else "–" for part in _components(difference)),
             ]
         )
-    titles = ["variant", "this set", "new images", "crossed bootstrap", "sd seed", "sd image", "sd rest"]
+    titles = ["variant", "this set", "new images", "crossed bootstrap", "sd of Δ", "sd seed", "sd image", "sd rest"]
     return markdown_table(titles, body)
 
 

@@ -23,7 +23,7 @@ T = TypeVar("T")
 def ablate(
     blocks: Annotated[
         str | None,
-        typer.Option(help="Variants, blocks, or package.module:Class, separated by commas; the first is the baseline."),
+        typer.Option(help="Variants, blocks, or blocks.module:Class, separated by commas; the first is the baseline."),
     ] = None,
     layouts: Annotated[str | None, typer.Option(help="An axis of the grid: uniform,pyramid.")] = None,
     starts: Annotated[
@@ -65,13 +65,14 @@ def ablate(
     if power is not None:
         _tell_power(paths, params, gap=power)
         return
-    from mmseg_cli.ablation import report
+    from mmseg_cli.ablation import report, rows
 
     if no_run:
         with track(paths, params, run="ablate", section=params.ablate.model_dump()) as tracker:
             built = report.build(paths, params)
             means = {row.variant: row.mean.estimate for row in built.rows}
             tracker.close(summary={f"mean_iou/{name}": value for name, value in means.items() if value is not None})
+        examples = _drawn(paths, params, built)
     else:
         params = _with_grid(
             paths, params, blocks=blocks, layouts=layouts, starts=starts, settings=set_ or [], match=match, seeds=seeds
@@ -79,8 +80,10 @@ def ablate(
         from mmseg_cli.ablation import pipeline
 
         pipeline.repro(paths)
-        built = report.build(paths, params)
-    _show(paths, params, built)
+        evidence = report.collect(paths, params)  # the stage `ablate` has built the files of it
+        built = report.Report(paths.reports, evidence, rows.rows(evidence))
+        examples = _found(paths)
+    _show(paths, params, built, examples=examples)
 
 
 def _with_grid(
@@ -99,6 +102,7 @@ def _with_grid(
 
     names = _listed(blocks, str, "--blocks")
     kinds = _listed(match, str, "--match")
+    numbers = _listed(seeds, int, "--seeds")
     entries: dict[str, Entry] | None = None
     if names or layouts or starts or settings or kinds:
         entries = axes.rows(
@@ -108,14 +112,18 @@ def _with_grid(
             starts=_listed(starts, str, "--starts"),
             settings=[axes.setting(text) for text in settings],
         )
+    change = pipeline.plan_grid(paths, params, entries=entries, seeds=numbers)
     if kinds and entries is not None:
+        if change is not None:
+            pipeline.checked_grid(change)  # before anything is solved for
         entries = _matched(paths, params, entries, kinds)
-    change = pipeline.plan_grid(paths, params, entries=entries, seeds=_listed(seeds, int, "--seeds"))
+        change = pipeline.plan_grid(paths, params, entries=entries, seeds=numbers)
     if change is None:
         return params
+    written = pipeline.write_grid(paths, change)
     for line in change.lines:
         typer.echo(f"{paths.params.relative_to(paths.root)}: {line}")
-    return pipeline.write_grid(paths, change)
+    return written
 
 
 def _listed(text: str | None, convert: Callable[[str], T], option: str) -> list[T] | None:
@@ -130,25 +138,39 @@ def _listed(text: str | None, convert: Callable[[str], T], option: str) -> list[
     return values
 
 
-def _show(paths: Paths, params: Params, built: Report) -> None:
-    from mmseg_cli.ablation import examples, rows
-    from mmseg_cli.cli import screen
+def _drawn(paths: Paths, params: Params, built: Report) -> str:
+    """Draw the examples, and say where they are or why there are none."""
+    from mmseg_cli.ablation import examples
 
-    screen.table(None, rows.headings(built.evidence), [rows.cells(row) for row in built.rows])
-    folder = built.folder.relative_to(paths.root)
     drawn = examples.write(
         paths=paths,
         variants=built.evidence.variants,
         seeds=built.evidence.seeds,
         dataset=params.evaluate.dataset,
     )
-    shown = str(drawn.files[0].relative_to(paths.root)) if drawn.files else f"none: {drawn.reason}"
+    return str(drawn.files[0].relative_to(paths.root)) if drawn.files else f"none: {drawn.reason}"
+
+
+def _found(paths: Paths) -> str:
+    """Where the examples are that were drawn before."""
+    from mmseg_cli.ablation import examples
+
+    index = paths.run("ablate", examples.FOLDER) / examples.INDEX
+    return str(index.relative_to(paths.root)) if index.is_file() else "none: `mmseg ablate --no-run` says why"
+
+
+def _show(paths: Paths, params: Params, built: Report, *, examples: str) -> None:
+    from mmseg_cli.ablation import rows
+    from mmseg_cli.cli import screen
+
+    screen.table(None, rows.headings(built.evidence), [rows.cells(row) for row in built.rows])
+    folder = built.folder.relative_to(paths.root)
     screen.panel(
         f"ablation of {paths.preset}",
         [
             ("page", f"{folder}/ablation.md"),
             ("numbers", f"{folder}/ablation.csv, details.csv, ablation.tex, claims.md, certificates/"),
-            ("examples", shown),
+            ("examples", examples),
             ("verify", f"mmseg verify {folder}/ablation.md"),
             ("browse", _browse(params)),
         ],
@@ -190,7 +212,11 @@ def _tell_power(paths: Paths, params: Params, *, gap: float) -> None:
 
 
 def _matched(paths: Paths, params: Params, entries: dict[str, Entry], kinds: list[str]) -> dict[str, Entry]:
-    """The rows, and for each but the baseline one more for every kind, with a width solved for the baseline's."""
+    """The rows, and for each but the baseline one more for every kind, with a width solved for the baseline's.
+
+    Raises:
+        MmsegError: a kind that is not known, no row to solve for, or a row's name that stands for something else.
+    """
     from mmseg_cli.ablation import axes, match
     from mmseg_cli.data.store import open_store
     from mmseg_cli.names import unknown_name
@@ -198,31 +224,40 @@ def _matched(paths: Paths, params: Params, entries: dict[str, Entry], kinds: lis
     for kind in kinds:
         if kind not in axes.MATCHES:
             raise unknown_name("--match", kind, axes.MATCHES)
+    baseline, *others = entries
+    others = [name for name in others if "match" not in entries[name]]
+    if not others:
+        raise MmsegError("--match", "there is no row beside the baseline to solve for", "name at least two in --blocks")
+    wanted = [(kind, name, axes.matched_name(params, name, kind)) for kind in kinds for name in others]
     section = params.datasets[params.evaluate.dataset]
     store = open_store(paths.store(params.evaluate.dataset), parameters=section.content())
-    rows = {name: entry for name, entry in entries.items() if "match" not in entry}
-    baseline, *others = rows
-    for kind in kinds:
-        for name in others:
-            found = match.solve(
-                baseline=axes.network_of(params, rows[baseline]),
-                variant=axes.network_of(params, rows[name]),
-                quantity=kind,  # type: ignore[arg-type]
-                classes=len(store.space.classes),
-                batch=params.cost.batch,
-                height=params.cost.crop[0],
-                width=params.cost.crop[1],
-                repeats=params.cost.repeats,
-                warmup=params.cost.warmup,
-                device=params.runtime.device,
-                threads=params.runtime.threads,
-                channels_last=params.runtime.channels_last,
-            )
-            row = axes.with_match(rows[name], found.width, found.expansion, kind)
-            entries[f"{name}-{axes.MATCHES[kind]}"] = row
-            where = "" if found.device is None else f", measured on {found.device}"
+    for kind, name, matched in wanted:
+        if kind == "time" and axes.solved_before(params, matched, entries[name], baseline=baseline):
+            entries[matched] = axes.entry_of(params, matched)
+            network = axes.network_of(params, entries[matched])
             typer.echo(
-                f"{name}: {kind} of {baseline} at width {found.width}, expansion {found.expansion:g}:"
-                f" {100 * found.difference:+.2f} %{where}"
+                f"{matched}: kept: width {network['width']}, expansion {network['expansion']:g}, solved before;"
+                " take it out of ablate.variants to measure anew"
             )
+            continue
+        found = match.solve(
+            baseline=axes.network_of(params, entries[baseline]),
+            variant=axes.network_of(params, entries[name]),
+            quantity=kind,  # type: ignore[arg-type]
+            classes=len(store.space.classes),
+            batch=params.cost.batch,
+            height=params.cost.crop[0],
+            width=params.cost.crop[1],
+            repeats=params.cost.repeats,
+            warmup=params.cost.warmup,
+            device=params.runtime.device,
+            threads=params.runtime.threads,
+            channels_last=params.runtime.channels_last,
+        )
+        entries[matched] = axes.with_match(entries[name], found.width, found.expansion, kind)
+        where = "" if found.device is None else f", measured on {found.device}"
+        typer.echo(
+            f"{name}: {kind} of {baseline} at width {found.width}, expansion {found.expansion:g}:"
+            f" {100 * found.difference:+.2f} %{where}"
+        )
     return entries

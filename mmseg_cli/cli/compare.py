@@ -20,21 +20,10 @@ def compare(
     from mmseg_cli.ablation import compare as comparing
 
     comparing.require_two(small, full)
-    from mmseg_cli.ablation import grid
+    from mmseg_cli.ablation import report
     from mmseg_cli.cli import screen
 
-    collected = []
-    for preset in (small, full):
-        paths, params = load(preset)
-        collected.append(
-            grid.collect(
-                paths,
-                wanted=grid.wanted(params),
-                seeds=params.ablate.seeds,
-                estimand=params.ablate.estimand,
-                image_blocks=params.ablate.image_blocks,
-            )
-        )
+    collected = [report.collect(*load(preset)) for preset in (small, full)]
     found = comparing.compare(*collected)
     screen.table(None, comparing.headings(found), [comparing.cells(row) for row in found.rows])
     screen.panel(f"{small} and {full}", comparing.lines(found), next_command=None)

@@ -16,7 +16,6 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from mmseg_cli import provenance
 from mmseg_cli.data import loader
@@ -248,7 +247,7 @@ def evaluate(
                 protocol=f"{protocol.text()}, {precision}",
                 augmented=None if augmented is None else augmented.text(),
                 official=figures["official"] and _official_line(figures["official"]),
-                read_prediction=lambda name: _read_back(_picture(folder / PREDICTIONS, name), space),
+                read_prediction=lambda name: official.read_png(_picture(folder / PREDICTIONS, name), space),
                 each=examples,
             ),
         )
@@ -332,7 +331,7 @@ def _count(
     at_once = torch.get_num_threads()
 
     def finish(name: str, label_HW: Label_HW, predicted: dict[str, Label_HW]) -> dict[str, NDArray[np.int64]]:
-        official.write_png(_picture(pictures, name), _shown_ids(space)[predicted["plain"]])
+        official.write_png(_picture(pictures, name), official.written_ids(space)[predicted["plain"]])
         counts = counting.of(label_HW, predicted["plain"], classes=len(space.classes))
         others = {kind: classes_HW for kind, classes_HW in predicted.items() if kind != "plain"}
         confusion = partial(metrics.confusion, label_HW, classes=len(space.classes))
@@ -368,21 +367,6 @@ def _size(label_HW: Label_HW) -> tuple[int, int]:
 
 def _picture(folder: Path, name: str) -> Path:
     return folder / f"{name}.png"
-
-
-def _read_back(path: Path, space: LabelSpace) -> Label_HW:
-    """predicted_HW of train ids from a PNG that was written."""
-    table = np.zeros(256, dtype=np.uint8)
-    table[_shown_ids(space)[: len(space.classes)]] = np.arange(len(space.classes))
-    with Image.open(path) as opened:
-        ids_HW = np.asarray(opened)
-    predicted_HW: Label_HW = table[ids_HW]
-    return predicted_HW
-
-
-def _shown_ids(space: LabelSpace) -> NDArray[np.uint8]:
-    """The table from train ids to what is written: the dataset's own ids, or train ids where it has none."""
-    return official.own_ids(space) if all(0 <= own <= 255 for own in space.ids) else np.arange(256, dtype=np.uint8)
 
 
 # ----------------------------------------------------------------------------------------- the benchmark's own program

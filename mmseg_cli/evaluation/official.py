@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmseg_cli.data.labels import LabelSpace, cityscapes_19
+from mmseg_cli.data.labels import IGNORE, LabelSpace, cityscapes_19
 from mmseg_cli.data.store import Split
 from mmseg_cli.errors import MmsegError
 from mmseg_cli.files import atomic
@@ -228,6 +228,27 @@ def own_ids(space: LabelSpace) -> NDArray[np.uint8]:
     table = np.full(256, UNLABELED, dtype=np.uint8)
     table[: len(space.ids)] = space.ids
     return table
+
+
+def written_ids(space: LabelSpace) -> NDArray[np.uint8]:
+    """The table from train ids to what predictions are written as: the dataset's own ids, or train ids without such."""
+    return own_ids(space) if all(0 <= own <= 255 for own in space.ids) else np.arange(256, dtype=np.uint8)
+
+
+def read_png(path: Path, space: LabelSpace) -> NDArray[np.uint8]:
+    """predicted_HW of train ids from a PNG that was written by `written_ids`; 255 for what is no class.
+
+    Raises:
+        OSError, SyntaxError, ValueError: it cannot be read, or holds no ids.
+    """
+    table = np.full(256, IGNORE, dtype=np.uint8)
+    table[written_ids(space)[: len(space.classes)]] = np.arange(len(space.classes))
+    with Image.open(path) as opened:
+        if opened.mode != "L":
+            raise ValueError(f"is {opened.mode}, not ids")
+        ids_HW = np.asarray(opened)
+    predicted_HW: NDArray[np.uint8] = table[ids_HW]
+    return predicted_HW
 
 
 def write_png(path: Path, label_HW: NDArray[np.uint8]) -> None:

@@ -281,9 +281,26 @@ def test_layouts_of_equal_width_and_of_equal_cost():
     ]
 
 
-def test_the_paper_preset_has_the_pair_of_layouts():
+def test_the_paper_preset_has_a_pair_for_every_question():
     wanted = grid.wanted(load(REPOSITORY / "pipelines" / "paper" / "params.yaml"))
-    assert claims.QUESTIONS[3].fits(wanted["uniform"], wanted["pyramid"])
+    for question, pair in zip(
+        claims.QUESTIONS,
+        [
+            ("mbconv", "residual"),
+            ("mmbconv", "mbconv"),
+            ("mmbconv", "residual"),
+            ("uniform", "pyramid"),
+            ("mmbconv-imagenet", "mmbconv-scratch"),
+            ("mmbconv", "mmbconv-imagenet"),
+            ("mmbconv", "mmbconv-plain-crops"),
+            ("mmbconv", "mmbconv-no-lookahead"),
+            ("mmbconv", "mmbconv-norm-8"),
+        ],
+        strict=True,
+    ):
+        better, other = (wanted[name] for name in pair)
+        assert question.fits(better, other), question.title
+        assert not question.fits(other, better), question.title
 
 
 def test_the_commands_that_are_proposed_give_the_pairs():

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mmseg_cli.ablation import examples
 from mmseg_cli.data.labels import LabelSpace
-from mmseg_cli.evaluation import evaluate, evidence, metrics
+from mmseg_cli.evaluation import evaluate, evidence, metrics, official
 from mmseg_cli.evaluation.evidence import Collector, Evidence
 from mmseg_cli.paths import Paths, run_name
 
@@ -213,11 +213,10 @@ def test_a_dataset_without_ids_has_predictions_of_train_ids(paths):
 @pytest.mark.parametrize("ids", [(10, 11, 12, 13), (-1, -1, -1, -1), (3, 0, 7, 26)])
 def test_predictions_are_read_as_evaluate_reads_them(tmp_path, ids):
     space = LabelSpace("toy", tuple(CLASSES), ((0, 0, 0),) * 4, ids)
-    written = evaluate._shown_ids(space)[np.arange(4, dtype=np.uint8).reshape(2, 2)]
+    written = official.written_ids(space)[np.arange(4, dtype=np.uint8).reshape(2, 2)]
     Image.fromarray(written).save(tmp_path / "a.png")
     assert examples.PREDICTIONS == evaluate.PREDICTIONS
-    assert examples.read_prediction(tmp_path / "a.png", space).tolist() == [[0, 1], [2, 3]]
-    assert evaluate._read_back(tmp_path / "a.png", space).tolist() == [[0, 1], [2, 3]]
+    assert official.read_png(tmp_path / "a.png", space).tolist() == [[0, 1], [2, 3]]
 
 
 # ------------------------------------------------------------------------------------------------ drawing

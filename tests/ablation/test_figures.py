@@ -271,8 +271,8 @@ def marks(table):
 
 
 def test_classes_are_marked_as_in_the_table(three):
-    found = figures.judged(three, [("iou", name) for name in three.classes])
-    own = {name: [one.marked for one in line.values()] for (_, name), line in found.items()}
+    found = rows.judged(three, [("iou", name) for name in three.classes])
+    own = {name: [one.verdict.word in figures.FILLED for one in line.values()] for (_, name), line in found.items()}
     assert own == marks(tables.class_table(three))
     assert list(own) == CLASSES[:-1]
     every = [mark for line in own.values() for mark in line]
@@ -282,14 +282,16 @@ def test_classes_are_marked_as_in_the_table(three):
 
 def test_places_are_marked_as_in_the_table(three):
     titles = {name: title for title, name in tables.anatomy(three)}
-    found = figures.judged(three, [(name, None) for name in titles])
-    own = {titles[name]: [one.marked for one in line.values()] for (name, _), line in found.items()}
+    found = rows.judged(three, [(name, None) for name in titles])
+    own = {
+        titles[name]: [one.verdict.word in figures.FILLED for one in line.values()] for (name, _), line in found.items()
+    }
     assert own == marks(tables.anatomy_table(three))
 
 
 def test_what_is_marked_is_filled(three, drawn):
     draw(three)
-    found = figures.judged(three, [("iou", name) for name in three.classes])
+    found = rows.judged(three, [("iou", name) for name in three.classes])
     paper = matplotlib.colors.to_hex(figures.LIGHT.paper)
     markers = [line for line in drawn[1].axes[0].lines if len(line.get_xdata()) == 1]
     assert len(markers) == 2 * (len(CLASSES) - 1)
@@ -298,14 +300,16 @@ def test_what_is_marked_is_filled(three, drawn):
         for line in markers
     }
     assert drawn_marks == {
-        round(one.interval.estimate, 9): one.marked for line in found.values() for one in line.values()
+        round(one.interval.estimate, 9): one.verdict.word in figures.FILLED
+        for line in found.values()
+        for one in line.values()
     }
 
 
 def test_two_seeds_mark_nothing(drawn):
     evidence = made(BLOCKS[:2], [0, 1])
-    found = figures.judged(evidence, [("iou", name) for name in evidence.classes])
-    assert not any(one.marked for line in found.values() for one in line.values())
+    found = rows.judged(evidence, [("iou", name) for name in evidence.classes])
+    assert not any(one.verdict.word in figures.FILLED for line in found.values() for one in line.values())
     draw(evidence)
     assert "no verdict with fewer than 3 seeds" in texts(drawn[1])[1]
 

@@ -228,6 +228,22 @@ def test_the_cost_of_another_network_is_refused(paths):
     assert refused(paths).startswith(f"{path}: measured another network of mbconv than it has now: ")
 
 
+def test_a_round_that_was_taken_out_of_the_costs_is_seen(paths):
+    path = paths.evidence / "cost.json"
+    cost = json.loads(path.read_text())
+    cost["variants"]["mbconv"]["step_seconds"].pop()
+    path.write_text(json.dumps(cost))
+    assert refused(paths).startswith(f"{path}: has more rounds of one variant than of another: ")
+
+
+def test_a_run_whose_history_lost_rows_is_compared_on_the_others(paths):
+    path = paths.evidence / "mbconv-s1" / "metrics.json"
+    found = json.loads(path.read_text())
+    found["run"]["rungs"][2]["data"] = {}
+    made.rewrite(path, found)
+    assert collect(paths).same_data("mbconv") is None
+
+
 @pytest.mark.parametrize("content", ["[]", "{}", "", '{"variants": []}'])
 def test_costs_of_another_form_are_refused(paths, content):
     path = paths.evidence / "cost.json"

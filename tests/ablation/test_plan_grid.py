@@ -10,6 +10,7 @@ from mmseg_cli import paths as places
 from mmseg_cli.ablation import axes
 from mmseg_cli.ablation.pipeline import plan_grid, repro, write_grid
 from mmseg_cli.errors import MmsegError
+from mmseg_cli.names import LADDER
 from mmseg_cli.params import load
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -106,6 +107,18 @@ def test_a_misspelled_block_gets_the_nearest_name(clone):
         ({"settings": ["train.learning_rate="]}, "are not YAML"),
         ({"settings": ["train.augment={flip: [}"]}, "are not YAML"),
         ({"settings": ["network.layout=pyramid"]}, "has an option of its own: use --layouts"),
+        ({"settings": ["network.match=time"]}, "--set network: unknown name 'match': use one of width, depth, "),
+        ({"settings": ["network.start=scratch"]}, "--set network: unknown name 'start'"),
+        ({"settings": ["network.class=blocks.mine:Mine"]}, "--set network: unknown name 'class'"),
+        ({"settings": ["network.widht=8"]}, r"did you mean width\?"),
+        (
+            {"settings": ["train.steps=4", "network.width=4", "train.steps=5"]},
+            "--set: train.steps is given twice: separate its values by commas",
+        ),
+        (
+            {"settings": ["train.lookahead.k=5", "train.lookahead=null"]},
+            "--set: train.lookahead.k is a part of train.lookahead, which is given as well: give one of the two",
+        ),
     ],
 )
 def test_a_grid_that_makes_no_sense_is_refused(clone, given, said):
@@ -163,6 +176,83 @@ def test_values_may_be_nested_or_nothing(clone):
     assert written.network_of(row)["width"] == 24
 
 
+@pytest.mark.parametrize(
+    ("setting", "rows"),
+    [
+        ("train.lookahead={k: 5, alpha: 0.5}", {"-lookahead-k_5_alpha_0_5": {"k": 5, "alpha": 0.5}}),
+        (
+            "train.lookahead=null,{k: 5, alpha: 0.5}",
+            {"": None, "-lookahead-k_5_alpha_0_5": {"k": 5, "alpha": 0.5}},
+        ),
+        ("train.lookahead.k=5,10", {"-k-5": {"k": 5, "alpha": 0.5}, "-k-10": {"k": 10, "alpha": 0.5}}),
+    ],
+)
+def test_a_variant_may_have_set_the_key_to_null(clone, setting, rows):
+    """Null is a value: what the preset has does not show through it."""
+    paths, change = plan("paper", blocks=["mmbconv-no-lookahead"], settings=[setting])
+    written = write_grid(paths, change)
+    assert written.ablate.variants == [f"mmbconv-no-lookahead{name}" for name in rows]
+    for name, lookahead in rows.items():
+        section = written.section_of(f"mmbconv-no-lookahead{name}", "train")
+        assert (section.lookahead and section.lookahead.model_dump()) == lookahead
+        assert section.precise_bn == 0
+    assert plan("paper", blocks=["mmbconv-no-lookahead"], settings=[setting])[1] is None
+
+
+def test_a_key_of_two_rungs_tells_them_apart(clone):
+    paths, change = plan(
+        blocks=["mmbconv"],
+        settings=[f"{section}.augment.flip=true,false" for section in ("train", *LADDER[:2])],
+    )
+    written = write_grid(paths, change)
+    assert written.ablate.variants == [
+        f"mmbconv{train}{imagenet}{mapillary}"
+        for train in ("", "-flip-off")
+        for imagenet in ("", "-imagenet-flip-off")
+        for mapillary in ("", "-mapillary-flip-off")
+    ]
+    row = "mmbconv-mapillary-flip-off"
+    assert [written.section_of(row, section).augment.flip for section in LADDER] == [True, False, True]
+
+
+def test_a_width_that_was_solved_anew_takes_the_old_one_s_place(clone, change_params):
+    """With its comment, and those around it."""
+    change_params(
+        lambda p: (
+            p["variants"].update({"mmbconv-params": {"block": "mmbconv", "match": "parameters", "width": 9}}),
+            p["variants"].yaml_add_eol_comment("of equal size", "mmbconv-params"),
+            p["ablate"].update(variants=["residual", "mmbconv", "mmbconv-params"]),
+        )
+    )
+    paths = places.find(preset="demo")
+    params = load(paths.params)
+    entries = axes.rows(params, blocks=params.ablate.variants, layouts=None, starts=None, settings=[])
+    assert plan_grid(paths, params, entries=entries, seeds=None) is None
+    entries["mmbconv-params"] = axes.with_match(entries["mmbconv"], 11, 1.5, "parameters")
+    change = plan_grid(paths, params, entries=entries, seeds=None)
+    assert change.lines == [
+        "variants.mmbconv-params: block mmbconv, match parameters, width 9"
+        " -> block mmbconv, match parameters, width 11, expansion 1.5"
+    ]
+    before = paths.params.read_text()
+    assert write_grid(paths, change).network_of("mmbconv-params")["width"] == 11
+    assert "# of equal size" in before
+    assert before.count("#") == paths.params.read_text().count("#")
+
+
+def test_an_anchored_entry_is_replaced_alone(clone, change_params):
+    text = Path("params.yaml").read_text()
+    own = "  mmbconv: {block: mmbconv}\n"
+    row = "  mmbconv-macs: &shared {block: mmbconv, match: macs, width: 9}\n  other: *shared\n"
+    assert text.count(own) == 1
+    Path("params.yaml").write_text(text.replace(own, own + row))
+    paths = places.find(preset="demo")
+    params = load(paths.params)
+    entries = {"mmbconv-macs": axes.with_match({"block": "mmbconv"}, 11, 2, "macs")}
+    written = write_grid(paths, plan_grid(paths, params, entries=entries, seeds=None))
+    assert [written.variants[name].width for name in ("mmbconv-macs", "other")] == [11, 9]
+
+
 def test_an_axis_alone_takes_the_blocks_of_the_grid(clone):
     paths, change = plan(layouts=["pyramid", "uniform"])
     assert write_grid(paths, change).ablate.variants == [
@@ -187,7 +277,9 @@ def test_a_row_s_name_that_stands_for_something_else_is_refused(clone, change_pa
 def test_a_wrong_key_is_named_when_the_grid_is_written(clone):
     paths, change = plan(blocks=["mmbconv"], settings=["train.learnig_rate=0.5"])
     before = paths.params.read_text()
-    with pytest.raises(MmsegError, match=r"variants.mmbconv-learnig_rate-0_5.train.learnig_rate"):
+    with pytest.raises(
+        MmsegError, match=r"^the grid: variants.mmbconv-learnig_rate-0_5.train.learnig_rate: unknown key: correct it$"
+    ):
         write_grid(paths, change)
     assert paths.params.read_text() == before
 
@@ -195,7 +287,7 @@ def test_a_wrong_key_is_named_when_the_grid_is_written(clone):
 def test_a_grid_that_cannot_be_read_back_is_not_kept(clone):
     paths, change = plan(seeds=[-1])
     before = paths.params.read_text()
-    with pytest.raises(MmsegError, match="ablate.seeds.0"):
+    with pytest.raises(MmsegError, match=r"^the grid: ablate.seeds.0: .*, got -1: correct it$"):
         write_grid(paths, change)
     assert paths.params.read_text() == before
 

@@ -200,8 +200,50 @@ def test_images_of_one_drive_tell_nothing_of_new_ones(paths, change_params):
     text = (paths.reports / "ablation.md").read_text()
     assert "The images are of one city or drive" in text
     assert "Not given: one block of images tells nothing of others" in text
+    assert table(text.split("## Is the interval right?")[1], "variant")[1][3] == "–"  # no bootstrap of one block
     change_params(lambda p: p["ablate"].update(estimand="this-set"))
     assert build(paths).rows[2].verdict.word == "better"
+
+
+def test_rows_that_saw_other_data_are_named(paths, change_params):
+    def vary(p):
+        p["variants"]["calm"] = {"block": "mbconv", "train": {"augment": {"flip": False}}}
+        p["ablate"]["variants"] = ["residual", "mbconv", "calm"]
+
+    change_params(vary)
+    params = load(paths.params)
+    made.make(paths, params)
+    build(paths)
+    text = (paths.reports / "ablation.md").read_text()
+    assert "by a log of digests. The verdict" in text  # the made logs of all are the same
+    for seed in (0, 1, 2):
+        file = paths.evidence / f"calm-s{seed}" / "metrics.json"
+        found = json.loads(file.read_text())
+        found["run"]["rungs"][2]["data"] = {"1": "ff"}
+        made.rewrite(file, found)
+    build(paths)
+    text = (paths.reports / "ablation.md").read_text()
+    assert "by a log of digests; not `calm`, whose steps, crops or augmentation are others." in text
+    for seed in (0, 1, 2):
+        file = paths.evidence / f"calm-s{seed}" / "metrics.json"
+        found = json.loads(file.read_text())
+        found["run"]["rungs"][2]["data"] = {}
+        made.rewrite(file, found)
+    build(paths)
+    assert "; of `calm` no log tells." in (paths.reports / "ablation.md").read_text()
+
+
+def test_shared_pretraining_is_said(paths, change_params):
+    build(paths)
+    assert "Each variant and seed has pretraining of its own." in (paths.reports / "ablation.md").read_text()
+    for seed in (0, 1, 2):
+        other = json.loads((paths.evidence / f"mbconv-s{seed}" / "metrics.json").read_text())
+        file = paths.evidence / f"mmbconv-s{seed}" / "metrics.json"
+        found = json.loads(file.read_text())
+        found["run"]["rungs"][1]["fingerprint"] = other["run"]["rungs"][1]["fingerprint"]
+        made.rewrite(file, found)
+    build(paths)
+    assert "Pretraining is shared at equal seeds by `mbconv`, `mmbconv`:" in (paths.reports / "ablation.md").read_text()
 
 
 def test_one_row_alone_is_a_table_too(paths, change_params):

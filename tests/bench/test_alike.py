@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,7 @@ def test_the_command_goes_on_where_it_was_stopped(tmp_path, monkeypatch, result)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(alike, "Size", lambda: TINY)
     command = ("bench", "alike", "--trainings", 4, "--seeds", 2, "--out", "report")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests' own caller may have it ignored
     monkeypatch.setenv("MMSEG_FAILPOINT", "finish:before:2=int")
     monkeypatch.setattr("mmseg_cli.runtime._passed", {})
     stopped = run_inside(*command)
@@ -106,6 +108,7 @@ def test_the_command_goes_on_where_it_was_stopped(tmp_path, monkeypatch, result)
     assert "saved after step 1 of 2: run the same command again to go on" in stopped.one_error()
     assert sorted(path.name for path in Path("report").iterdir()) == []
     monkeypatch.delenv("MMSEG_FAILPOINT")
+    signal.signal(signal.SIGINT, before)
     done = run_inside(*command)
     assert done.code == 0, done.err
     assert "One variant against a baseline" in done.out

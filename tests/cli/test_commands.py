@@ -46,8 +46,8 @@ def test_the_whole_way_through_the_commands(project, change_params, raw, mmseg):
             json.loads(Path(f"reports/demo/evidence/{variant}-s{seed}/metrics.json").read_text())["mean_iou"]
             for seed in (0, 1)
         ]
-        assert f"{100 * sum(figures) / 2:.2f} ± " in text
-    assert "ImageNet → Mapillary → cityscapes; each variant and seed" in text
+        assert f"| {100 * sum(figures) / 2:.2f} [" in text
+    assert "ImageNet → Mapillary → cityscapes. Each variant and seed has pretraining of its own." in text
 
 
 def test_the_counted_cost_needs_no_data_and_writes_nothing(project, mmseg):

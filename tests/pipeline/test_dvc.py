@@ -131,10 +131,10 @@ def test_every_stage_is_an_mlflow_run_below_one_parent(done_project: TinyProject
 
 
 def test_editing_the_table_code_reruns_ablate_only(done_project: TinyProject) -> None:
-    tables = done_project.root / "mmseg_cli" / "ablation" / "tables.py"
-    tables.write_text(tables.read_text().replace("# Ablation of blocks", "# An ablation of blocks"))
+    page = done_project.root / "mmseg_cli" / "ablation" / "document.py"
+    page.write_text(page.read_text().replace("# Ablation:", "# An ablation:"))
     assert done_project.repro() == ["ablate"]
-    assert done_project.table().startswith("# An ablation of blocks")
+    assert done_project.table().startswith("# An ablation: demo")
 
 
 def test_a_changed_learning_rate_reruns_train_evaluate_ablate(done_project: TinyProject) -> None:
@@ -200,6 +200,34 @@ def test_dropping_a_seed_removes_it_from_the_table(done_project: TinyProject) ->
     with (done_project.root / "reports" / "demo" / "ablation.csv").open() as file:
         columns = next(csv.reader(file))
     assert "mean_iou_s0" in columns and "mean_iou_s1" not in columns
+
+
+def test_axes_and_a_new_name_train_only_what_is_new(done_project: TinyProject) -> None:
+    """Another start is another row; a row of another name keeps its runs; branches are knocked out for real."""
+    params = done_project.read_params()
+    params["variants"]["slim"] = params["variants"].pop("mbconv")
+    params["ablate"]["variants"] = ["residual", "slim"]
+    params["evaluate"]["branches"] = True
+    done_project.write_params(params)
+    before = done_project.root / "runs" / "demo" / "train" / "mbconv-s0" / "record.json"
+    weights = json.loads(before.read_text())["weights_sha256"]
+    done = done_project.run(
+        "mmseg", "ablate", "--blocks", "residual,slim", "--starts", "mapillary,scratch", "--set", "network.width=4"
+    )
+    assert "ablate.variants: [residual, slim] -> [residual, residual-scratch, slim, slim-scratch]" in done.stdout
+    assert done.stdout.count("the same training as mbconv-s0: taken over") == 3
+    assert (
+        json.loads(before.with_name("record.json").parents[1].joinpath("slim-s0/record.json").read_text())[
+            "weights_sha256"
+        ]
+        == weights
+    )
+    table = done_project.table()
+    assert "cityscapes from scratch: `residual-scratch`, `slim-scratch`" in table
+    assert "| slim-scratch" in table.split("## What each resolution contributes")[1]
+    assert "figures/ladder.png" in table
+    assert done_project.run("mmseg", "verify").returncode == 0
+    assert done_project.repro() == []
 
 
 def _wait_for(find: Path, pattern: str, process: subprocess.Popen[bytes]) -> None:
