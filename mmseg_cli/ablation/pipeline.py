@@ -18,7 +18,6 @@ from mmseg_cli.files import write_text
 from mmseg_cli.params import Params, load
 from mmseg_cli.paths import Paths
 
-
 LAST_SIGNAL = 64  # DVC has codes of its own above: 253 outside a repository, 255 for a failed stage
 
 
