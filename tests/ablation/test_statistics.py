@@ -297,6 +297,7 @@ def test_holm_computed_by_hand():
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 @settings(max_examples=50, deadline=None)
+@pytest.mark.slow  # statsmodels takes seconds to import
 def test_holm_agrees_with_statsmodels(p_values):
     multitest = pytest.importorskip("statsmodels.stats.multitest")
     assert statistics.holm(p_values) == pytest.approx(multitest.multipletests(p_values, method="holm")[1])

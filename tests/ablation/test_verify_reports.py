@@ -279,6 +279,7 @@ def sittings(monkeypatch):
     return found
 
 
+@pytest.mark.slow
 def test_level_2_goes_on_where_it_was_stopped_and_trains_every_time(real, mmseg, sittings):
     assert mmseg("verify", "--level", 2).code == 2  # stopped between training and evaluation
     for _ in range(2):
@@ -302,6 +303,7 @@ def test_a_training_that_level_2_has_not_done_is_refused(real, mmseg):
     assert "was not trained again: a finished training was taken over" in done.one_error()
 
 
+@pytest.mark.slow
 def test_a_forged_digest_of_weights_is_told_by_level_2(real, mmseg):
     """Of weights that never were: all other digests follow, and the counts are the true ones."""
     folder = real.evidence / "mmbconv-s0"
