@@ -27,9 +27,7 @@ SPACE = LabelSpace(
 PIXELS = np.array([4000, 3000, 2000, 300])  # of every class in an image
 
 
-def confusions(
-    *, images: int, skill: float, noise: float, seed: int, names: list[str] | None = None
-) -> dict[str, evidence.Counts]:
+def confusions(*, images: int, skill: float, noise: float, seed: int) -> dict[str, evidence.Counts]:
     """Counts of every kind for one run: `skill` is the share of right pixels, `noise` the spread of a training."""
     rng = np.random.default_rng(seed)
     shared = np.random.default_rng(10_000)  # the images are as difficult for every run

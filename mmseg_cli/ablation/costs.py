@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from mmseg_cli import energy, runtime
+from mmseg_cli import energy, provenance, runtime
 from mmseg_cli.ablation.statistics import LEVEL
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def measure(
             **runtime.environment(),
             "threads": torch.get_num_threads(),
             "device": str(chosen),
-            "accelerator": torch.cuda.get_device_name(chosen) if on_cuda else None,
+            "accelerator": provenance.accelerator(str(chosen)),
             "memory_format": str(layout).removeprefix("torch."),
             "precision": "float32",
             "training_tf32": torch.backends.cudnn.allow_tf32 if on_cuda else None,

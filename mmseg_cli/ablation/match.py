@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from mmseg_cli import runtime
+from mmseg_cli import provenance, runtime
 from mmseg_cli.ablation.costs import Timing, versus
 
 Network = Mapping[str, Any]  # the arguments of `mmseg_cli.models.unet.UNet`
@@ -101,7 +101,7 @@ def solve(
         taken = cost.step_seconds(networks, work=work, repeats=repeats, warmup=warmup)
         return taken["0"], taken["1"]
 
-    name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else runtime.processor()
+    name = provenance.accelerator(str(chosen)) or runtime.processor()
     return by_time(baseline=baseline, variant=variant, seconds=seconds, device=name)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
@@ -22,11 +22,6 @@ from mmseg_cli.cli.bench import bench_app
 from mmseg_cli.cli.common import example
 from mmseg_cli.cli.submit import submit_app
 from mmseg_cli.errors import INTERRUPTED, Interrupted, MmsegError, ResourceError, ran_out
-
-if TYPE_CHECKING:
-    pass
-
-T = TypeVar("T")
 
 app = typer.Typer(
     name="mmseg",
