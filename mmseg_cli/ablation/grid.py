@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 METRICS = "metrics.json"
 CONFUSION = "confusion.npz"
 CERTIFICATE = "certificate.json"
+RUN_FILES = (METRICS, CONFUSION, CERTIFICATE)
 COST = "cost.json"
 REPRO = "run `mmseg ablate` (or `dvc repro`) for this preset"
 LOOKING = ("validate_every", "checkpoint_every")  # keys of a stage that change no weight; no record has them
@@ -170,13 +171,12 @@ def collect(paths: Paths, *, wanted: dict[str, Wanted], seeds: list[int], estima
     """Read the evidence of a grid; files of runs outside the grid are not looked at.
 
     Raises:
-        MmsegError: names every missing run and file, or the file that cannot be trusted.
+        MmsegError: names every missing run or file, or the file that cannot be trusted.
     """
     grid = [(variant, seed) for variant in wanted for seed in seeds]
-    files = [f"{run_name(*run)}/{name}" for run in grid for name in (METRICS, CONFUSION, CERTIFICATE)] + [COST]
-    missing = [name for name in files if not (paths.evidence / name).is_file()]
-    if missing:
+    if missing := _missing(paths.evidence, grid):
         raise MmsegError(paths.evidence, f"missing {', '.join(missing)}", REPRO)
+    files = [f"{run_name(*run)}/{name}" for run in grid for name in RUN_FILES] + [COST]
     hashes = {name: sha256(paths.evidence / name) for name in files}
     cost = _cost(paths.evidence / COST, variants=list(wanted))
     runs: dict[tuple[str, int], dict[str, Any]] = {}
@@ -212,6 +212,15 @@ def collect(paths: Paths, *, wanted: dict[str, Wanted], seeds: list[int], estima
         certificates=certificates,
         cost=cost,
     )
+
+
+def _missing(folder: Path, grid: list[tuple[str, int]]) -> list[str]:
+    """What is not there: a run of which nothing is there as `mbconv-s1/`, else its files one by one."""
+    found: list[str] = []
+    for run in grid:
+        gone = [name for file in RUN_FILES if not (folder / (name := f"{run_name(*run)}/{file}")).is_file()]
+        found += [f"{run_name(*run)}/"] if len(gone) == len(RUN_FILES) else gone
+    return found if (folder / COST).is_file() else [*found, COST]
 
 
 # ------------------------------------------------------------------------------------------------ one file

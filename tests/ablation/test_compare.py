@@ -228,4 +228,4 @@ def test_missing_evidence_is_named(presets, mmseg):
     shutil.rmtree(Path("reports") / "other" / "evidence" / "mbconv-s1")
     done = mmseg("compare", "demo", "other")
     assert done.code == 2
-    assert "missing mbconv-s1/metrics.json" in done.one_error()
+    assert "missing mbconv-s1/:" in done.one_error()

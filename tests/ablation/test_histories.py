@@ -119,8 +119,11 @@ class History:
 
     def missing(self) -> set[str]:
         variants, seeds = self.grid()
-        names = {f"{run_name(v, s)}/{file}" for v in variants for s in seeds for file in FILES} | {"cost.json"}
-        return {name for name in names if not (self.paths.evidence / name).is_file()}
+        found = set() if (self.paths.evidence / "cost.json").is_file() else {"cost.json"}
+        for run in {run_name(v, s) for v in variants for s in seeds}:
+            gone = {f"{run}/{file}" for file in FILES if not (self.paths.evidence / run / file).is_file()}
+            found |= {f"{run}/"} if len(gone) == len(FILES) else gone
+        return found
 
     def misplaced(self) -> bool:
         variants, seeds = self.grid()
