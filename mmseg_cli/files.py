@@ -117,6 +117,16 @@ def read_json(path: Path, *, todo: str) -> Any:
         raise MmsegError(path, f"cannot be read ({error})", todo) from error
 
 
+@contextmanager
+def content_of(path: Path, *, todo: str) -> Iterator[None]:
+    """Where what a file holds is worked with: whatever fails at it is a MmsegError that names the file."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise MmsegError(path, f"does not hold what it should ({why})", todo) from error
+
+
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:

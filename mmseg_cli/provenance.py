@@ -9,6 +9,7 @@ import hashlib
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -118,3 +119,27 @@ class Sessions:
     def done(self) -> list[dict[str, Any]]:
         """The sittings that did any step."""
         return [one for one in self.sessions if one["to_step"] > one["from_step"]]
+
+
+def sittings(training: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """The sittings of a run's training, the first rung first, each with the name of its rung.
+
+    Args:
+        training: the content of PROVENANCE; None where it was not kept.
+    """
+    if training is None:
+        return
+    yield from sittings(training.get("before"))
+    for one in training["sessions"]:
+        yield {"stage": training["stage"], **one}
+
+
+def seconds(*trainings: dict[str, Any] | None) -> float | None:
+    """What trainings took, in seconds of a device; a rung that they share counts once. None where it was not kept."""
+    found: list[dict[str, Any]] = []
+    for training in trainings:
+        own = list(sittings(training))
+        if not own:
+            return None
+        found += [one for one in own if one not in found]
+    return sum(float(one["seconds"]) * int(one.get("processes", 1)) for one in found)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmseg_cli.ablation import grid
-from mmseg_cli.data.labels import LabelSpace
+from mmseg_cli.data.labels import LabelSpace, cityscapes_19
 from mmseg_cli.evaluation import evidence, summary
 from mmseg_cli.files import sha256, write_json
 from mmseg_cli.params import Params
@@ -47,6 +47,14 @@ def confusions(*, images: int, skill: float, noise: float, seed: int) -> dict[st
         edge[:, 2], edge[:, 4] = (edge[:, 3] * share).astype(np.int64), (edge[:, 5] * share).astype(np.int64)
         collector.add({"confusion": rows.sum(0), "boundaries": edge, "sizes": sizes, "rows": rows})
     return collector.counts()
+
+
+def collected(matrices: np.ndarray) -> evidence.Counts:
+    """(N, ...): counts of every image, as they are kept."""
+    collector = evidence.Collector()
+    for matrix in matrices:
+        collector.add({"it": matrix})
+    return collector.counts()["it"]
 
 
 def _one(rng: np.random.Generator, pixels: np.ndarray, share: float) -> np.ndarray:
@@ -138,6 +146,8 @@ def forge(
     folder = paths.evidence / run_name(variant, seed)
     evidence.save(folder / grid.CONFUSION, found)
     space = LabelSpace(figures["label_space"], tuple(found.classes), (), (), None)
+    if space.name == "cityscapes-19":
+        space, _ = cityscapes_19()
     distances = [one["pixels"] for one in figures["boundaries"]]
     limits = (figures["sizes"][0]["to_pixels"], figures["sizes"][1]["to_pixels"])
     figures |= summary.of_counts(found.counts, space, distances=distances, limits=limits)

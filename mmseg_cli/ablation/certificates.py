@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +9,7 @@ from mmseg_cli.ablation.grid import CERTIFICATE, CONFUSION, COST, METRICS, Evide
 from mmseg_cli.ablation.rows import Row
 from mmseg_cli.ablation.statistics import LEVEL, Interval
 from mmseg_cli.paths import run_name
+from mmseg_cli.provenance import sittings
 
 FOLDER = "certificates"
 
@@ -71,23 +71,3 @@ def _run(evidence: Evidence, variant: str, seed: int) -> dict[str, Any]:
         "trained": list(sittings(own.get("training"))),
         "evaluated": own.get("evaluation"),
     }
-
-
-def sittings(training: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    """The sittings of a run's training, the first rung first, each with the name of its rung."""
-    if training is None:
-        return
-    yield from sittings(training.get("before"))
-    for one in training["sessions"]:
-        yield {"stage": training["stage"], **one}
-
-
-def seconds(training: dict[str, Any] | None) -> float | None:
-    """What the training of a run took, all rungs; None where it was not kept."""
-    found = [one["seconds"] * one.get("processes", 1) for one in sittings(training)]
-    return sum(found) if found else None
-
-
-def all_of(evidence: Evidence, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """The certificates of all rows, by variant."""
-    return {row.variant: certificate(evidence, row) for row in rows}

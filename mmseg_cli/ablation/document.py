@@ -55,7 +55,8 @@ def text(evidence: Evidence, rows: Sequence[Row], *, figures: Sequence[str]) -> 
             parts += [f"## {title}", f"{table}\n\n{note}"]
     parts += ["## By class", tables.class_table(evidence), *_figure("classes.png", figures), MARKS]
     if tables.anatomy(evidence):
-        parts += ["## Where the differences lie", tables.anatomy_table(evidence), *_figure("anatomy.png", figures)]
+        table = f"{tables.anatomy_table(evidence)}\n\n{PARTS}"
+        parts += ["## Where the differences lie", table, *_figure("anatomy.png", figures)]
     parts += _figure("ladder.png", figures)
     parts.append(
         "The paper's claims beside these numbers: [claims.md](claims.md). Every figure and class, unrounded:"
@@ -79,8 +80,9 @@ CLASSIFICATION = (
 )
 MARKS = (
     "Difference to the baseline in points, with 95 % intervals; ▲ better and ▼ worse after Holm over the whole table."
-    " A class without IoU in some run of the baseline, as where it is in neither truth nor prediction, is left out."
+    " A class that the labels do not have is left out."
 )
+PARTS = "Means are over the classes that the labels have there. Intervals and marks as in the table above."
 
 
 def _figure(name: str, drawn: Sequence[str]) -> list[str]:
@@ -95,26 +97,45 @@ def _notes(evidence: Evidence, rows: Sequence[Row]) -> str:
     reason = f" Not given: {', '.join(sorted(filter(None, missing)))}." if missing else ""
     lines = [
         f"**mIoU**: last checkpoint, single scale, labels at native size, {len(evidence.names)} val images,"
-        f" {first['label_space']}, {_protocol(first['protocol'])}; mean over seeds {seeds}.{_augmented(first)}",
+        f" {first['label_space']}{_classes(evidence)}, {_protocol(first['protocol'])}; mean over seeds"
+        f" {seeds}.{_augmented(first)}",
         f"**Interval**: 95 %, about {about}. {_blocks(evidence)}{reason}",
         f"**Δ mIoU**: to `{evidence.baseline}`, paired by seed. {_data(evidence)} {few_seeds(evidence)}",
         f"**Widths**: {_widths(rows)}",
         f"**Ladder**: {_ladder(evidence)}",
+        f"**Code**: {_code(evidence)}",
     ]
     return "\n".join(f"- {line}" for line in lines)
 
 
 def _data(evidence: Evidence) -> str:
     """Whether equal seeds saw equal data, by the logs of digests."""
-    found = {name: evidence.same_data(name) for name in evidence.variants[1:]}
+    found = {name: evidence.other_data(name) for name in evidence.variants[1:]}
     text = "Equal seeds saw the same data in the same order, by a log of digests"
-    other = [f"`{name}`" for name, same in found.items() if same is False]
-    unknown = [f"`{name}`" for name, same in found.items() if same is None]
+    other = [f"`{name}` (other {', '.join(keys)})" for name, keys in found.items() if keys]
+    unknown = [f"`{name}`" for name, keys in found.items() if keys is None]
     if other:
-        text += f"; not {', '.join(other)}, whose steps, crops or augmentation are others"
+        text += f"; not {', '.join(other)}"
     if unknown:
         text += f"; of {', '.join(unknown)} no log tells"
     return f"{text}."
+
+
+def _classes(evidence: Evidence) -> str:
+    """How many classes the mean is over, where the labels do not have all."""
+    labelled = evidence.labelled("iou")
+    if labelled == len(evidence.classes):
+        return ""
+    return f" (the {labelled} of {len(evidence.classes)} classes that these labels have)"
+
+
+def _code(evidence: Evidence) -> str:
+    """By which state of the code the runs were trained."""
+    found = evidence.code()
+    if len(found) == 1:
+        return f"all runs of {next(iter(found))}."
+    parts = [f"{len(runs)} of {state}" for state, runs in found.items()]
+    return f"runs of several states, {', '.join(parts)}; the certificates say which."
 
 
 def _protocol(protocol: dict[str, Any]) -> str:
@@ -132,24 +153,23 @@ def _augmented(first: dict[str, Any]) -> str:
 
 
 def _blocks(evidence: Evidence) -> str:
+    """What is drawn where the question is about new images; of one drive, why there is no answer to it."""
     if evidence.image_blocks == "image":
         return "Each image counts as an independent draw." if evidence.estimand == NEW_IMAGES else ""
     blocks = len({name.partition("_")[0] for name in evidence.names})
-    what = "one city or drive" if blocks == 1 else f"{blocks} cities or drives"
-    return f"The images are of {what}, which are what is drawn, not single images."
+    if evidence.estimand == NEW_IMAGES:
+        what = "one city or drive" if blocks == 1 else f"{blocks} cities or drives"
+        return f"The images are of {what}, which are what is drawn, not single images."
+    return "They are of one city or drive, and tell nothing of others." if blocks == 1 else ""
 
 
 def _widths(rows: Sequence[Row]) -> str:
-    if not any(row.wanted.match for row in rows):
-        return (
-            "every row has the preset's, as in the paper, unless it says otherwise. Rows of equal parameters, MACs or"
-            " step"
-            " time come with `--match`."
-        )
+    """Which rows have another size than the preset's, and what that was solved for."""
     kinds = {"parameters": "parameters", "macs": "MACs", "time": "step time"}
     base = rows[0]
-    lines = []
+    matched, own = [], []
     for row in rows:
+        sizes = [f"{key} {row.wanted.changes[key]:g}" for key in ("width", "expansion") if key in row.wanted.changes]
         if row.wanted.match:
             ratios = {
                 "parameters": row.cost.parameters / base.cost.parameters,
@@ -157,8 +177,12 @@ def _widths(rows: Sequence[Row]) -> str:
                 "time": row.cost.step.ratio,
             }
             off = ratios[row.wanted.match] - 1
-            lines.append(f"`{row.variant}` has the baseline's {kinds[row.wanted.match]} to {100 * off:+.1f} %")
-    return f"{'; '.join(lines)}. The others have the preset's width, as in the paper."
+            matched.append(f"`{row.variant}` has the baseline's {kinds[row.wanted.match]} to {100 * off:+.1f} %")
+        elif sizes:
+            own.append(f"`{row.variant}` has {' and '.join(sizes)} of its own")
+    others = "every row has" if not matched and not own else "the others have"
+    hint = "" if matched else ". Rows of equal parameters, MACs or step time come with `--match`"
+    return "; ".join([*matched, *own, f"{others} the preset's, as in the paper"]) + f"{hint}."
 
 
 def _ladder(evidence: Evidence) -> str:
@@ -185,15 +209,16 @@ def _ladder(evidence: Evidence) -> str:
 
 def _pretraining(evidence: Evidence) -> str:
     """Whose pretraining is whose: runs that share it do not have its noise apart."""
-    groups: dict[str, list[str]] = {}
-    for variant in evidence.variants:
-        if (key := evidence.pretraining(variant)) is not None:
-            groups.setdefault(key, []).append(f"`{variant}`")
-    shared = [", ".join(names) for names in groups.values() if len(names) > 1]
+    found = {stage: evidence.sharing(stage) for stage in RUNGS}
+    shared: dict[str, list[str]] = {}
+    for stage, groups in found.items():
+        for names in groups:
+            if len(names) > 1:
+                shared.setdefault(", ".join(f"`{name}`" for name in names), []).append(RUNGS[stage])
     if shared:
-        who = "; and by ".join(shared)
-        return f" Pretraining is shared at equal seeds by {who}: its noise is not in their difference."
-    return " Each variant and seed has pretraining of its own." if groups else ""
+        who = "; ".join(f"on {' and '.join(rungs)} by {names}" for names, rungs in shared.items())
+        return f" Pretraining is shared at equal seeds {who}: its noise is not in their difference."
+    return " Every run that was pretrained has a pretraining of its own." if any(found.values()) else ""
 
 
 def _cost_note(evidence: Evidence) -> str:

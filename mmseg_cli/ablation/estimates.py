@@ -4,9 +4,11 @@ A figure is a ratio of counts that are first added over images: `Figure.parts` k
 ratio needs (of a confusion matrix, hits and union of every class), `Figure.ratio` takes it. Between the two, counts can
 be added over all images, over all but one block (the jackknife), or with weights (the bootstrap).
 
-The classes that make up a mean are those that are defined on the whole set in that run. They stay the same in every
-replicate: where leaving out a block makes a class 0/0, it keeps its value of the whole set, so that a class which is in
-a single block neither leaves the mean nor moves it.
+The classes that make up a mean are those that the labels have, so they are the same in every run that is compared. The
+benchmark's own rule also counts, as 0, a class that labels lack and a run predicts somewhere: one stray pixel of it in
+one of two runs would be a difference of whole points. They stay the same in every replicate, too: where leaving out a
+block makes a class 0/0, it keeps its value of the whole set, so that a class which is in a single block neither leaves
+the mean nor moves it.
 
 numpy only. Shapes: N = images, B = blocks, K = classes, P = parts of a ratio, R = replicates; F = 1 + K: the mean over
 classes, then every class.
@@ -46,12 +48,14 @@ class Figure:
         kind: of the counts it is computed from.
         parts: (..., *shape) -> (..., P, K); the parts of a sum are the sums of the parts.
         ratio: (..., P, K) -> (..., K); NaN where a class is not defined.
+        labels: (..., *shape) -> (..., K): how much the labels have of every class.
     """
 
     name: str
     kind: str
     parts: Callable[[Ints], Ints]
     ratio: Callable[[Floats], Floats]
+    labels: Callable[[Ints], Ints]
 
 
 def share(parts: Floats) -> Floats:
@@ -71,8 +75,22 @@ def _hits_and_pixels(matrices: Ints) -> Ints:
     return np.stack([hits, matrices.sum(axis=(-2, -1))], axis=-1)[..., None]
 
 
+def _labelled(matrices: Ints) -> Ints:
+    found: Ints = matrices.sum(axis=-1)
+    return found
+
+
 def _band(matrices: Ints, *, band: int) -> Ints:
     return _hits_and_union(matrices[..., band, :, :])
+
+
+def _labelled_in_band(matrices: Ints, *, band: int) -> Ints:
+    return _labelled(matrices[..., band, :, :])
+
+
+def _row(counts: Ints, *, first: int, row: int) -> Ints:
+    """One row of counts (..., first, row, K)."""
+    return counts[..., first, row, :]
 
 
 def _rows(counts: Ints, *, first: int, rows: tuple[int, ...]) -> Ints:
@@ -93,12 +111,12 @@ def _f1(parts: Floats) -> Floats:
 
 def iou(name: str, kind: str) -> Figure:
     """IoU, of counts that are confusion matrices."""
-    return Figure(name, kind, _hits_and_union, share)
+    return Figure(name, kind, _hits_and_union, share, _labelled)
 
 
 def pixel_accuracy(name: str, kind: str) -> Figure:
     """The share of right pixels: K = 1, so its mean is itself."""
-    return Figure(name, kind, _hits_and_pixels, share)
+    return Figure(name, kind, _hits_and_pixels, share, lambda matrices: _hits_and_pixels(matrices)[..., 1, :])
 
 
 def figures_of(shapes: Mapping[str, tuple[int, ...]], *, distances: Sequence[int]) -> list[Figure]:
@@ -123,18 +141,21 @@ def figures_of(shapes: Mapping[str, tuple[int, ...]], *, distances: Sequence[int
         of_iou = tuple(BOUNDARY.index(part) for part in ("intersection", "union"))
         of_f1 = tuple(BOUNDARY.index(part) for part in ("found", "predicted", "hit", "true"))
         for first, pixels in enumerate(distances):
+            labels = partial(_row, first=first, row=BOUNDARY.index("true"))
             parts = partial(_rows, first=first, rows=of_iou)
-            found.append(Figure(f"boundary_iou_{pixels}px", "boundaries", parts, share))
+            found.append(Figure(f"boundary_iou_{pixels}px", "boundaries", parts, share, labels))
             parts = partial(_rows, first=first, rows=of_f1)
-            found.append(Figure(f"boundary_f1_{pixels}px", "boundaries", parts, _f1))
+            found.append(Figure(f"boundary_f1_{pixels}px", "boundaries", parts, _f1, labels))
     if "sizes" in shapes:
-        for name, rows in (("recall", ("hits", "pixels")), ("found", ("found", "regions"))):
+        for name, part, whole in (("recall", "hits", "pixels"), ("found", "found", "regions")):
+            rows = REGION.index(part), REGION.index(whole)
             for first, size in enumerate(SIZES):
-                parts = partial(_rows, first=first, rows=tuple(REGION.index(row) for row in rows))
-                found.append(Figure(f"{name}_{size}", "sizes", parts, share))
+                parts, labels = partial(_rows, first=first, rows=rows), partial(_row, first=first, row=rows[1])
+                found.append(Figure(f"{name}_{size}", "sizes", parts, share, labels))
     if "rows" in shapes:
         for band in range(shapes["rows"][0]):
-            found.append(Figure(f"iou_rows_{band}", "rows", partial(_band, band=band), share))
+            parts, labels = partial(_band, band=band), partial(_labelled_in_band, band=band)
+            found.append(Figure(f"iou_rows_{band}", "rows", parts, share, labels))
     return found
 
 
@@ -188,14 +209,22 @@ class Estimate:
     Attributes:
         figure: how it is computed.
         sums_BPK: the parts of every block.
-        whole_F: on all images; NaN for a class that is not defined, and for the mean where none is.
+        labels_K: how much the labels have of every class.
+        whole_F: on all images; NaN for a class that the labels do not have, and for the mean where they have none.
         without_BF: without the images of one block; NaN just where the whole is.
     """
 
     figure: Figure
     sums_BPK: Ints
+    labels_K: Ints
     whole_F: Floats
     without_BF: Floats
+
+    @property
+    def official_F(self) -> Floats:
+        """On all images, by the benchmark's rule: a class that is predicted alone counts, as 0. NaN as in `whole_F`."""
+        whole_K = self.figure.ratio(self.sums_BPK.sum(axis=0).astype(np.float64))
+        return _with_mean(whole_K, whole_K)
 
     def reweighted(self, weights_RB: Floats) -> Floats:
         """(R, F): with every block counted as often as its weight says; the classes are those of the whole set."""
@@ -205,7 +234,7 @@ class Estimate:
 
 def _with_mean(values_XK: Floats, whole_XK: Floats) -> Floats:
     """(..., F): the mean over the classes that the whole set defines, then the classes; 0/0 keeps the whole's value."""
-    values_XK = np.where(np.isnan(values_XK), whole_XK, values_XK)
+    values_XK = np.where(np.isnan(values_XK) | np.isnan(whole_XK), whole_XK, values_XK)
     defined_XK = ~np.isnan(values_XK)
     count_X1 = defined_XK.sum(axis=-1, keepdims=True)
     sum_X1 = values_XK.sum(axis=-1, keepdims=True, where=defined_XK)
@@ -213,28 +242,32 @@ def _with_mean(values_XK: Floats, whole_XK: Floats) -> Floats:
     return np.concatenate([mean_X1, values_XK], axis=-1)
 
 
-def jackknife(figure: Figure, sums_XBPK: Ints | Floats) -> tuple[Floats, Floats]:
+def jackknife(figure: Figure, sums_XBPK: Ints | Floats, *, labels_K: Ints | None = None) -> tuple[Floats, Floats]:
     """A figure and its delete-one-block jackknife (Miller 1974), f(total - counts of block j), of any number of runs.
 
     Args:
         figure: how it is computed.
         sums_XBPK: the parts of every block.
+        labels_K: how much the labels have of every class; None where they have all that is defined.
 
     Returns:
         (X, F) on all images, and (X, B, F) without one block.
     """
     total_X1PK = sums_XBPK.sum(axis=-3, keepdims=True)
     whole_X1K = figure.ratio(total_X1PK.astype(np.float64))
+    if labels_K is not None:
+        whole_X1K = np.where(labels_K > 0, whole_X1K, np.nan)
     without_XBK = figure.ratio((total_X1PK - sums_XBPK).astype(np.float64))
     return _with_mean(whole_X1K, whole_X1K)[..., 0, :], _with_mean(without_XBK, whole_X1K)
 
 
-def estimate(figure: Figure, parts_NPK: Ints, blocks_N: Ints) -> Estimate:
+def estimate(figure: Figure, parts_NPK: Ints, labels_K: Ints, blocks_N: Ints) -> Estimate:
     """A figure of one run, with its jackknife.
 
     Args:
         figure: how it is computed.
         parts_NPK: `figure.parts` of every image.
+        labels_K: `figure.labels` of all of them.
         blocks_N: the block of every image, from 0 without a gap.
 
     Raises:
@@ -243,7 +276,7 @@ def estimate(figure: Figure, parts_NPK: Ints, blocks_N: Ints) -> Estimate:
     if len(blocks_N) != len(parts_NPK) or not np.array_equal(np.unique(blocks_N), np.arange(blocks_N.max() + 1)):
         raise ValueError(f"{len(parts_NPK)} images do not have block numbers from 0 without a gap")
     sums_BPK = _by_block(parts_NPK, blocks_N)
-    return Estimate(figure, sums_BPK, *jackknife(figure, sums_BPK))
+    return Estimate(figure, sums_BPK, labels_K, *jackknife(figure, sums_BPK, labels_K=labels_K))
 
 
 @dataclass(frozen=True)
@@ -257,6 +290,11 @@ class Run:
 
     classes: list[str]
     figures: dict[str, Estimate]
+
+    @property
+    def labels(self) -> list[int]:
+        """How many pixels the labels have of every class."""
+        return [int(count) for count in self.figures["iou"].labels_K]
 
     def place(self, class_: str | None) -> int:
         """Where in F the mean of a figure (None) or one class of it stands."""
@@ -279,11 +317,13 @@ def of_run(counts: Mapping[str, Counts], figures: Sequence[Figure], *, classes: 
     for kind in dict.fromkeys(figure.kind for figure in figures):
         own = [figure for figure in figures if figure.kind == kind]
         parts: list[list[Ints]] = [[] for _ in own]
+        labels: list[list[Ints]] = [[] for _ in own]
         for dense in _chunks(counts[kind]):
-            for figure, list_ in zip(own, parts, strict=True):
-                list_.append(figure.parts(dense))
-        for figure, list_ in zip(own, parts, strict=True):
-            found[figure.name] = estimate(figure, np.concatenate(list_), blocks_N)
+            for place, figure in enumerate(own):
+                parts[place].append(figure.parts(dense))
+                labels[place].append(figure.labels(dense).sum(axis=0))
+        for figure, parts_, labels_ in zip(own, parts, labels, strict=True):
+            found[figure.name] = estimate(figure, np.concatenate(parts_), np.sum(labels_, axis=0), blocks_N)
     return Run(classes, {figure.name: found[figure.name] for figure in figures})
 
 

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmseg_cli.ablation import estimates, statistics
+from mmseg_cli.ablation import costs, estimates, statistics
 from mmseg_cli.ablation.estimates import Run
+from mmseg_cli.data.labels import cityscapes_19
 from mmseg_cli.errors import MmsegError
-from mmseg_cli.evaluation import evidence
-from mmseg_cli.evaluation.regions import SIZES
-from mmseg_cli.files import read_json, sha256
+from mmseg_cli.evaluation import evidence, summary
+from mmseg_cli.evaluation.regions import REGION, SIZES
+from mmseg_cli.files import content_of, read_json, sha256
 from mmseg_cli.names import LADDER
 from mmseg_cli.paths import Paths, run_name
+from mmseg_cli.provenance import seconds, sittings
 
 if TYPE_CHECKING:
     from mmseg_cli.params import Params
@@ -124,19 +126,47 @@ class Evidence:
         """The names of all figures that were counted."""
         return list(self.figures[self.baseline, self.seeds[0]].figures)
 
-    def same_data(self, variant: str) -> bool | None:
-        """Whether a variant saw what the baseline saw in the last rung, at every seed; None where no log tells."""
-        found = [
-            _saw_the_same(self.runs[self.baseline, seed]["run"]["rungs"][-1]["data"], own["run"]["rungs"][-1]["data"])
-            for seed in self.seeds
-            if (own := self.runs[variant, seed])
-        ]
-        return None if None in found else all(found)
+    def other_data(self, variant: str) -> list[str] | None:
+        """The keys by which a variant saw other data than the baseline, in the rungs that both have.
 
-    def pretraining(self, variant: str) -> str | None:
-        """What tells the pretraining of a variant, at the first seed, from another's; None where it has none."""
-        rungs = self.runs[variant, self.seeds[0]]["run"]["rungs"]
-        return str(rungs[-2]["fingerprint"]) if len(rungs) > 1 else None
+        Returns:
+            Such as `train.steps`; empty where both saw the same, by their logs; None where no log tells.
+        """
+        found: list[str] = []
+        known = True
+        for seed in self.seeds:
+            base, own = (
+                {rung["stage"]: rung for rung in self.runs[name, seed]["run"]["rungs"]}
+                for name in (self.baseline, variant)
+            )
+            for stage in base.keys() & own.keys():
+                one, two = (dict(_decide_data(rung[stage]["parameters"])) for rung in (base, own))
+                keys = [key for key in one.keys() | two.keys() if one.get(key) != two.get(key)]
+                found += [f"{stage}.{key}" for key in keys]
+                known &= bool(keys) or _saw_the_same(base[stage]["data"], own[stage]["data"]) is not None
+        return sorted(set(found)) if found or known else None
+
+    def sharing(self, stage: str) -> list[list[str]]:
+        """The variants by whose training of a pretraining rung they start from, at the first seed."""
+        groups: dict[str, list[str]] = {}
+        for variant in self.variants:
+            for rung in self.runs[variant, self.seeds[0]]["run"]["rungs"][:-1]:
+                if rung["stage"] == stage:
+                    groups.setdefault(str(rung["fingerprint"]), []).append(variant)
+        return list(groups.values())
+
+    def code(self) -> dict[str, list[str]]:
+        """The runs by the state of the code that trained them: commits, with a `+` where files differed from these."""
+        found: dict[str, list[str]] = {}
+        for (variant, seed), own in self.certificates.items():
+            states = [_code(one) for one in sittings(own.get("training"))]
+            found.setdefault(", ".join(dict.fromkeys(states)) or "a state that is not known", []).append(run_name(variant, seed))
+        return found
+
+    def labelled(self, figure: str) -> int:
+        """Of how many classes a figure is the mean: those that the labels have."""
+        estimate = self.figures[self.baseline, self.seeds[0]].figures[figure]
+        return int((estimate.labels_K > 0).sum())
 
     def sample(self, variant: str, figure: str, *, class_: str | None = None) -> statistics.Sample:
         """A figure of all seeds, in percent; `class_` None is the mean over classes."""
@@ -167,6 +197,12 @@ class Evidence:
         return [self.figures[variant, seed] for seed in self.seeds]
 
 
+def _code(sitting: Mapping[str, Any]) -> str:
+    """The state of the code of a sitting, short."""
+    commit, changes = sitting.get("commit"), sitting.get("changes")
+    return f"{str(commit)[:10] if commit else 'no commit'}{f' + {changes[:10]}' if changes else ''}"
+
+
 def collect(paths: Paths, *, wanted: dict[str, Wanted], seeds: list[int], estimand: str, image_blocks: str) -> Evidence:
     """Read the evidence of a grid; files of runs outside the grid are not looked at.
 
@@ -178,7 +214,8 @@ def collect(paths: Paths, *, wanted: dict[str, Wanted], seeds: list[int], estima
         raise MmsegError(paths.evidence, f"missing {', '.join(missing)}", REPRO)
     files = [f"{run_name(*run)}/{name}" for run in grid for name in RUN_FILES] + [COST]
     hashes = {name: sha256(paths.evidence / name) for name in files}
-    cost = _cost(paths.evidence / COST, variants=list(wanted))
+    with content_of(paths.evidence / COST, todo=REPRO):
+        cost = _cost(paths.evidence / COST, variants=list(wanted))
     runs: dict[tuple[str, int], dict[str, Any]] = {}
     figures: dict[tuple[str, int], Run] = {}
     certificates: dict[tuple[str, int], dict[str, Any]] = {}
@@ -186,17 +223,23 @@ def collect(paths: Paths, *, wanted: dict[str, Wanted], seeds: list[int], estima
     for run in grid:
         folder = run_name(*run)
         file = paths.evidence / folder / METRICS
-        runs[run] = _run(file, variant=run[0], seed=run[1])
-        if hashes[f"{folder}/{CONFUSION}"] != runs[run].get("confusion_sha256"):
-            what = f"is not the file that {METRICS} was computed from"
-            raise MmsegError(file.with_name(CONFUSION), what, REPRO)
-        certificates[run] = _certificate(file.with_name(CERTIFICATE), runs[run], metrics=hashes[f"{folder}/{METRICS}"])
+        with content_of(file, todo=REPRO):
+            runs[run] = _run(file, variant=run[0], seed=run[1])
+            if hashes[f"{folder}/{CONFUSION}"] != runs[run].get("confusion_sha256"):
+                what = f"is not the file that {METRICS} was computed from"
+                raise MmsegError(file.with_name(CONFUSION), what, REPRO)
+            _require_wanted(file, runs[run], wanted[run[0]], cost["variants"][run[0]])
+        with content_of(file.with_name(CERTIFICATE), todo=REPRO):
+            own = _certificate(file.with_name(CERTIFICATE), runs[run], metrics=hashes[f"{folder}/{METRICS}"])
+            certificates[run] = own
         counted = evidence.load(file.with_name(CONFUSION))
         if names and counted.names != names:
             raise MmsegError(file.with_name(CONFUSION), "is of other images than the other runs", REPRO)
         names = counted.names
-        figures[run] = _figures(file, runs[run], counted, image_blocks=image_blocks)
-        _require_wanted(file, runs[run], wanted[run[0]], cost["variants"][run[0]])
+        with content_of(file, todo=REPRO):
+            figures[run] = _figures(file, runs[run], counted, image_blocks=image_blocks)
+        if figures[run].labels != figures[grid[0]].labels:
+            raise MmsegError(file.with_name(CONFUSION), "was counted against other labels than the other runs", REPRO)
     _require_comparable(paths, runs)
     return Evidence(
         preset=paths.preset,
@@ -234,9 +277,10 @@ def _cost(file: Path, *, variants: list[str]) -> dict[str, Any]:
     if unmeasured:
         raise MmsegError(file, f"has no measurement of {', '.join(unmeasured)}", REPRO)
     kinds = ("step_seconds", "inference_seconds", "step_joules")
-    rounds = {kind: {len(row.get(kind) or []) for row in found["variants"].values()} for kind in kinds}
+    rounds = {kind: {len(row[kind] or []) for row in found["variants"].values()} for kind in kinds}
     if any(len(counts) > 1 for counts in rounds.values()):
         raise MmsegError(file, "has more rounds of one variant than of another", REPRO)
+    costs.compared(found, variants=variants)  # which fails on whatever the tables cannot be made of
     return found
 
 
@@ -270,6 +314,7 @@ def _certificate(file: Path, run: dict[str, Any], *, metrics: str) -> dict[str, 
     ):
         if found.get(key) != value:
             raise MmsegError(file, f"has another {key} than {METRICS}", REPRO)
+    seconds(found.get("training"))  # which fails on a training that is told in another way
     return found
 
 
@@ -291,20 +336,38 @@ def _figures(file: Path, run: dict[str, Any], counted: evidence.Evidence, *, ima
     if run.get("images") != len(counted.names):
         what = f"says images {run.get('images')}, its confusion matrices are of {len(counted.names)}"
         raise MmsegError(file, what, REPRO)
+    for name, said, value in _beside(run, counted):
+        if not _agrees(said, value):
+            raise MmsegError(file, f"says {name} {said}, what was counted gives {value}", REPRO)
     said_by_name = dict(_said(run, distances=distances))
     for name, estimate in found.figures.items():
         mean, by_class = said_by_name.get(name, (None, None))
-        pairs = [(name, mean, float(estimate.whole_F[0]))]
+        computed_F = estimate.official_F.tolist()
+        pairs = [(name, mean, computed_F[0])]
         if by_class is not None:
-            values = estimate.whole_F[1:].tolist()
             pairs += [
                 (f"{name} of {class_}", by_class.get(class_), value)
-                for class_, value in zip(counted.classes, values, strict=True)
+                for class_, value in zip(counted.classes, computed_F[1:], strict=True)
             ]
         for key, said, computed in pairs:
             if not _agrees(said, computed):
                 raise MmsegError(file, f"says {key} {said}, what was counted gives {computed}", REPRO)
     return found
+
+
+def _beside(run: dict[str, Any], counted: evidence.Evidence) -> Iterator[tuple[str, Any, float]]:
+    """What metrics.json says that is in no table: numbers of regions, and IoU by category where we know these."""
+    if "sizes" in counted.counts:
+        regions_3 = counted.counts["sizes"].total()[:, REGION.index("regions")].sum(axis=-1).tolist()
+        for found, value in zip(run["sizes"], regions_3, strict=True):
+            yield f"regions of {found['size']} objects", found["regions"], value
+    space, _ = cityscapes_19()
+    if (run["label_space"], counted.classes) == (space.name, list(space.classes)):
+        computed = summary.of_confusion(counted.counts["confusion"].total(), space)
+        by_name = {"mean": (run["mean_category_iou"], computed["mean_category_iou"])}
+        by_name |= {name: (run["category_iou"][name], value) for name, value in computed["category_iou"].items()}
+        for name, (said, value) in by_name.items():
+            yield f"category_iou of {name}", said, math.nan if value is None else value
 
 
 def _said(run: dict[str, Any], *, distances: list[int]) -> Iterator[tuple[str, tuple[Any, dict[str, Any] | None]]]:
@@ -358,6 +421,11 @@ def _require_wanted(file: Path, run: dict[str, Any], want: Wanted, measured: dic
             raise MmsegError(file, what, REPRO)
 
 
+def _decide_data(parameters: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The parameters of a rung that decide which data a step sees, by dotted keys."""
+    return _flat({key: parameters[key] for key in DECIDES_DATA})
+
+
 def _saw_the_same(one: dict[str, str], other: dict[str, str]) -> bool | None:
     """Whether two logs of digests agree where both have a step; None where they never do, as of a lost history."""
     both = one.keys() & other.keys()
@@ -377,20 +445,23 @@ def _require_comparable(paths: Paths, runs: dict[tuple[str, int], dict[str, Any]
     seen: dict[tuple[int, str, str], tuple[str, dict[str, str]]] = {}
     for (variant, seed), found in runs.items():
         file = paths.evidence / run_name(variant, seed) / METRICS
-        for key in ("dataset", "split", "images", "label_space", "protocol"):
-            if found.get(key) != first.get(key):
-                raise MmsegError(file, f"{key} is {found.get(key)}, of others {first.get(key)}", REPRO)
-        if _counting(found) != _counting(first):
-            raise MmsegError(file, "has boundaries, object sizes or row bands of other limits than the others", REPRO)
-        if found.get("images_also_in_train"):
-            what = f"{found['images_also_in_train']} of its val images are in train as well"
-            raise MmsegError(file, what, "evaluate on images that no run was trained on")
-        for rung in found["run"]["rungs"]:
-            same = repr([rung["data_manifest_sha256"], *(rung["parameters"][key] for key in DECIDES_DATA)])
-            other, log = seen.setdefault((seed, rung["stage"], same), (variant, rung["data"]))
-            if _saw_the_same(log, rung["data"]) is False:
-                what = f"saw other data in {rung['stage']} than {other} at the same seed"
-                raise MmsegError(file, what, REPRO)
+        with content_of(file, todo=REPRO):
+            for key in ("dataset", "split", "images", "label_space", "protocol"):
+                if found[key] != first[key]:
+                    raise MmsegError(file, f"{key} is {found[key]}, of others {first[key]}", REPRO)
+            if _counting(found) != _counting(first):
+                raise MmsegError(
+                    file, "has boundaries, object sizes or row bands of other limits than the others", REPRO
+                )
+            if found.get("images_also_in_train"):
+                what = f"{found['images_also_in_train']} of its val images are in train as well"
+                raise MmsegError(file, what, "evaluate on images that no run was trained on")
+            for rung in found["run"]["rungs"]:
+                same = repr([rung["data_manifest_sha256"], *(rung["parameters"][key] for key in DECIDES_DATA)])
+                other, log = seen.setdefault((seed, rung["stage"], same), (variant, rung["data"]))
+                if _saw_the_same(log, rung["data"]) is False:
+                    what = f"saw other data in {rung['stage']} than {other} at the same seed"
+                    raise MmsegError(file, what, REPRO)
     for stage in LADDER:
         manifests = {
             rung["data_manifest_sha256"]

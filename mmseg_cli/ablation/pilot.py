@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mmseg_cli.ablation import certificates, power
+from mmseg_cli.ablation import power
 from mmseg_cli.ablation.grid import Evidence
 from mmseg_cli.ablation.power import Need
 from mmseg_cli.ablation.statistics import FEWEST_SEEDS
 from mmseg_cli.errors import MmsegError
+from mmseg_cli.provenance import seconds
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Answer:
         spread: standard deviation of the difference over seeds, in points.
         need, cautious: with the noise that was found, and with as much as 80 % confidence allows.
         seconds: that one more seed takes of both, as the pilot's trainings took; None where that was not kept.
-        power: of the seeds that there are, for that gap.
+        power: of the seeds that there are, for that gap; NaN where they give no interval.
         seeds: that there are.
     """
 
@@ -54,15 +55,18 @@ def answers(evidence: Evidence, *, gap: float) -> list[Answer]:
             raise MmsegError(where, f"mIoU of {variant} is {pilot.reason}", "evaluate it again")
         noise, cautious = power.noise_of(pilot)
         common = {"blocks": pilot.blocks, "estimand": evidence.estimand, "comparisons": len(evidence.variants) - 1}
-        now = power.power(gap, noise, seeds=[len(evidence.seeds)], **common)  # type: ignore[arg-type]
+        need = power.seeds_needed(gap, noise, **common)  # type: ignore[arg-type]
+        now = math.nan if pilot.low is None else 0.0  # no interval, no verdict; and none under three seeds
+        if pilot.low is not None and len(evidence.seeds) >= FEWEST_SEEDS:
+            now = float(power.power(gap, noise, seeds=[len(evidence.seeds)], **common)[0])  # type: ignore[arg-type]
         found.append(
             Answer(
                 variant=variant,
                 spread=pilot.spread,
-                need=power.seeds_needed(gap, noise, **common),  # type: ignore[arg-type]
+                need=need,
                 cautious=power.seeds_needed(gap, cautious, **common),  # type: ignore[arg-type]
                 seconds=_seconds(evidence, variant),
-                power=float(now[0]) if len(evidence.seeds) >= FEWEST_SEEDS else 0.0,
+                power=now,
                 seeds=len(evidence.seeds),
             )
         )
@@ -70,15 +74,13 @@ def answers(evidence: Evidence, *, gap: float) -> list[Answer]:
 
 
 def _seconds(evidence: Evidence, variant: str) -> float | None:
-    """What one seed of a variant and one of the baseline took to train, on average."""
-    means = []
-    for name in (variant, evidence.baseline):
-        taken = [certificates.seconds(evidence.certificates[name, seed].get("training")) for seed in evidence.seeds]
-        known = [value for value in taken if value is not None]
-        if not known:
-            return None
-        means.append(sum(known) / len(known))
-    return sum(means)
+    """What one seed of a variant and one of the baseline took to train, on average; a rung that they share once."""
+    pairs = [
+        [evidence.certificates[name, seed].get("training") for name in (variant, evidence.baseline)]
+        for seed in evidence.seeds
+    ]
+    taken = [found for pair in pairs if (found := seconds(*pair)) is not None]
+    return sum(taken) / len(taken) if taken else None
 
 
 HEADINGS = ("variant", "sd of Δ", "power now", "seeds", "more hours", "seeds, cautious", "more hours")

@@ -53,16 +53,14 @@ def texts(evidence: Evidence, found: list[rows.Row], *, drawn: list[str]) -> dic
     Args:
         drawn: the names of the charts.
     """
+    of_rows = {f"{certificates.FOLDER}/{row.variant}.json": certificates.certificate(evidence, row) for row in found}
     return {
         PAGE: document.text(evidence, found, figures=drawn),
         "ablation.csv": formats.csv(evidence, found),
         "ablation.tex": formats.latex(evidence, found),
         "details.csv": formats.details_csv(evidence),
         "claims.md": claims.sheet(evidence, found),
-        **{
-            f"{certificates.FOLDER}/{variant}.json": json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-            for variant, content in certificates.all_of(evidence, found).items()
-        },
+        **{name: json.dumps(content, indent=1, ensure_ascii=False) + "\n" for name, content in of_rows.items()},
     }
 
 

@@ -145,6 +145,9 @@ def few_seeds(evidence: Evidence) -> str:
             f"With fewer than {FEWEST_SEEDS} seeds there is **no verdict**: the noise between two trainings cannot be"
             " told from so few."
         )
+    differences = [evidence.difference(variant, "iou") for variant in evidence.variants[1:]]
+    if differences and all(difference.p is None for difference in differences):
+        return "There is **no verdict**, for want of an interval."
     return (
         "The verdict is *better* or *worse* where the p value, adjusted by Holm over the rows of this table, is below"
         " 0.05, else *no evidence*: which is not evidence that there is no difference."

@@ -125,7 +125,7 @@ class World:
     effect: float
 
 
-MIOU = estimates.Figure("iou", "parts", lambda parts: parts, estimates.share)
+MIOU = estimates.Figure("iou", "parts", lambda parts: parts, estimates.share, lambda parts: parts[..., 1, :])
 CLASSES = 8
 UNIT = 0.06  # logits; a noise of 1 in NOISES
 

@@ -9,6 +9,7 @@ import pytest
 from mmseg_cli import paths as places
 from mmseg_cli.ablation import grid, report
 from mmseg_cli.errors import MmsegError
+from mmseg_cli.evaluation import evidence as counted
 from mmseg_cli.params import load
 from mmseg_cli.paths import run_name
 from tests import evidence as made
@@ -243,7 +244,108 @@ def test_a_run_whose_history_lost_rows_is_compared_on_the_others(paths):
     found = json.loads(path.read_text())
     found["run"]["rungs"][2]["data"] = {}
     made.rewrite(path, found)
-    assert collect(paths).same_data("mbconv") is None
+    assert collect(paths).other_data("mbconv") is None
+
+
+def test_rows_that_see_other_data_are_told_by_what_decides_it(paths, change_params):
+    """Their logs agree at all steps that both have: a crop does not depend on how many steps are to come."""
+
+    def vary(p):
+        p["variants"] |= {
+            "long": {"block": "mbconv", "train": {"steps": 2 * p["train"]["steps"]}},
+            "plain": {"block": "mbconv", "pretrain_imagenet": {"augment": {"flip": False}}},
+            "scratch": {"block": "mbconv", "start": "scratch"},
+            "hot": {"block": "mbconv", "train": {"learning_rate": 0.5}},
+        }
+        p["ablate"]["variants"] = ["mbconv", "long", "plain", "scratch", "hot"]
+
+    change_params(vary)
+    made.make(paths, load(paths.params))
+    evidence = collect(paths)
+    assert evidence.other_data("long") == ["train.steps"]
+    assert evidence.other_data("plain") == ["pretrain_imagenet.augment.flip"]
+    assert evidence.other_data("scratch") == []
+    assert evidence.other_data("hot") == []
+
+
+def test_runs_counted_against_other_labels_are_refused(paths):
+    file = paths.evidence / "mbconv-s1"
+    figures = json.loads((file / "metrics.json").read_text())
+    found = counted.load(file / "confusion.npz")
+    for counts in found.counts.values():
+        counts.values[:] *= 2
+    made.forge(paths, load(paths.params), found, figures, variant="mbconv", seed=1)
+    assert refused(paths).startswith(f"{file / 'confusion.npz'}: was counted against other labels than the other runs")
+
+
+def test_classes_that_only_a_prediction_has_are_in_no_difference(paths):
+    """The labels have no `car`; one run predicts it somewhere, which the benchmark's rule counts as 0 in that run."""
+    params = load(paths.params)
+    for variant, seed in (("residual", 0), ("residual", 1), ("mbconv", 0), ("mbconv", 1)):
+        matrices = np.zeros((12, 4, 4), dtype=np.int64)
+        matrices[:, range(3), range(3)] = 90 + 3 * (variant == "mbconv") + np.arange(12)[:, None] + seed
+        matrices[:, 0, 1] = 210 - matrices[:, 0, 0]
+        matrices[:, 1, 0], matrices[:, 2, 0] = 210 - matrices[:, 1, 1], 210 - matrices[:, 2, 2]
+        if (variant, seed) == ("mbconv", 1):
+            matrices[3, 0, 1] -= 1
+            matrices[3, 0, 3] += 1
+        counts = made.confusions(images=12, skill=0.8, noise=0.0, seed=seed) | {"confusion": made.collected(matrices)}
+        made.write_run(paths, params, variant=variant, seed=seed, counts=counts)
+    evidence = collect(paths)
+    assert evidence.labelled("iou") == 3
+    stray = evidence.runs["mbconv", 1]
+    assert stray["class_iou"]["car"] == 0
+    assert evidence.runs["mbconv", 0]["class_iou"]["car"] is None
+    found = evidence.sample("mbconv", "iou").plain_S
+    assert found[1] == pytest.approx(100 * stray["mean_iou"] * 4 / 3)
+    assert abs(found[1] - found[0]) < 1
+    assert evidence.difference("mbconv", "iou", class_="car").estimate is None
+
+
+@pytest.mark.parametrize(
+    ("tamper", "said"),
+    [
+        (lambda f: change(f["sizes"][0], "regions", 7), "says regions of small objects 7"),
+        (lambda f: change(f, "boundaries", [{}, {}]), "does not hold what it should (KeyError: 'pixels')"),
+        (lambda f: change(f, "sizes", []), "does not hold what it should"),
+        (lambda f: f["run"]["rungs"][0].pop("parameters"), "does not hold what it should (KeyError: 'parameters')"),
+        (lambda f: f["run"]["rungs"][0].pop("data"), "does not hold what it should (KeyError: 'data')"),
+        (lambda f: f["run"].update(rungs=[3, 4, 5]), "does not hold what it should (TypeError"),
+        (lambda f: f.pop("protocol"), "does not hold what it should (KeyError: 'protocol')"),
+    ],
+)
+def test_what_is_in_no_table_or_in_another_form_is_refused(paths, tamper, said):
+    path = paths.evidence / "mbconv-s1" / "metrics.json"
+    figures = json.loads(path.read_text())
+    tamper(figures)
+    made.rewrite(path, figures)
+    message = refused(paths)
+    assert message.startswith(f"{path}: {said}")
+
+
+@pytest.mark.parametrize("training", [{"stage": "train"}, {"stage": "train", "sessions": [{}]}, [3], 3])
+def test_a_training_that_is_told_in_another_form_is_refused(paths, training):
+    path = paths.evidence / "mbconv-s1" / "certificate.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"training": training}))
+    assert refused(paths).startswith(f"{path}: does not hold what it should (")
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        lambda cost: change(cost["variants"], "residual", 3),
+        lambda cost: cost["variants"]["mbconv"].pop("step_joules"),
+        lambda cost: change(cost["variants"]["mbconv"], "peak_bytes", "many"),
+        lambda cost: change(cost["variants"]["residual"], "peak_bytes", 0),
+        lambda cost: [change(row, "step_seconds", []) for row in cost["variants"].values()],
+    ],
+)
+def test_costs_that_give_no_table_are_refused(paths, tamper):
+    path = paths.evidence / "cost.json"
+    cost = json.loads(path.read_text())
+    tamper(cost)
+    path.write_text(json.dumps(cost))
+    assert refused(paths).startswith(f"{path}: does not hold what it should (")
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "", '{"variants": []}'])
