@@ -25,20 +25,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmseg_cli.ablation import certificates, document, grid, report, rows, statistics
+from mmseg_cli.ablation import certificates, costs, document, grid, report, rows, statistics
 from mmseg_cli.errors import MmsegError
 from mmseg_cli.evaluation import evidence as counted
-from mmseg_cli.files import read_json, refusal, sha256, write_text
+from mmseg_cli.files import content_of, read_json, refusal, sha256, write_text
 from mmseg_cli.names import LADDER
 from mmseg_cli.params import Params, load, read_yaml
 from mmseg_cli.paths import Paths, find, run_name
-from mmseg_cli.provenance import PROVENANCE
+from mmseg_cli.provenance import PROVENANCE, sittings
 
-PAGES = "reports/*/ablation.md"
+EVIDENCE = "evidence"
 COMMANDS = {"pretrain_imagenet": ["pretrain", "imagenet"], "pretrain_mapillary": ["pretrain", "mapillary"]}
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]\d+)?")
 LAST_DIGITS = 1e-9  # relative; and absolute, for a limit near 0 is the difference of two numbers that are not
 OTHER_DIGITS = "last digits differ, as with another scipy; all else is equal, and dvc.lock has these very files"
+TINY = 0.005  # points of mIoU: less is not seen in a table
+FEW = 1e-3  # the share of counts that another machine's last bits may move
 KEY = "?" * 12  # stands for the key of any work folder
 
 
@@ -52,6 +54,7 @@ class Verified:
         count: how many files were computed again or held against dvc.lock (level 0), or runs were made again.
         faults: one line each; none where all is as it should be.
         notes: what was found beside, one line each.
+        unjudged: of how many runs that were made again it could not be told whether they are as they should be.
     """
 
     page: Path
@@ -59,6 +62,7 @@ class Verified:
     count: int
     faults: list[str]
     notes: list[str]
+    unjudged: int = 0
 
     @property
     def done(self) -> str:
@@ -69,12 +73,14 @@ class Verified:
             f"{'was' if one else 'were'} evaluated again",
             f"{'was' if one else 'were'} trained again",
         )[self.level]
-        return f"{self.count} {what}{'' if one else 's'} {words}"
+        unjudged = f", of which {self.unjudged} could not be judged" if self.unjudged else ""
+        return f"{self.count} {what}{'' if one else 's'} {words}{unjudged}"
 
 
 def pages(root: Path) -> list[Path]:
-    """The ablation.md of every report of a project."""
-    return sorted(root.glob(PAGES))
+    """The ablation.md of every report of a project, also where it is gone and its evidence is there."""
+    folders = {file.parent for what in (report.PAGE, EVIDENCE) for file in root.glob(f"reports/*/{what}")}
+    return sorted(folder / report.PAGE for folder in folders)
 
 
 def preset_of(page: Path, *, root: Path) -> Paths:
@@ -85,7 +91,7 @@ def preset_of(page: Path, *, root: Path) -> Paths:
     """
     where = page.resolve()
     if not where.is_file():
-        raise MmsegError(page, "missing", "name the ablation.md of a report")
+        raise MmsegError(page, "missing", "name the ablation.md of a report, or run `mmseg ablate --no-run`")
     if where.name != report.PAGE or where.parents[1] != root / "reports":
         raise MmsegError(page, "is no report of this project", f"name a reports/<preset>/{report.PAGE}, in its folder")
     return find(preset=where.parent.name, root=root)
@@ -97,12 +103,14 @@ def preset_of(page: Path, *, root: Path) -> Paths:
 def level_0(paths: Paths) -> Verified:
     """Compute a report again from its evidence; needs neither data nor weights."""
     page = paths.reports / report.PAGE
+    drawn = [name for name in document.CAPTIONS if (paths.reports / document.FIGURES / name).is_file()]
     try:
         evidence = report.collect(paths, load(paths.params))
-        texts = _texts(paths, evidence)
+        with content_of(paths.evidence, todo=grid.REPRO):
+            texts = report.texts(evidence, rows.rows(evidence), drawn=drawn)
+        locked, notes = _locked(paths)
     except MmsegError as error:
         return Verified(page, 0, 0, [_below(paths.root, f"{error.where}: {error.what}")], [])
-    locked, notes = _locked(paths)
     faults = []
     for name, text in texts.items():
         file = paths.reports / name
@@ -114,32 +122,20 @@ def level_0(paths: Paths) -> Verified:
     for file in sorted((paths.reports / certificates.FOLDER).glob("*")):
         if f"{certificates.FOLDER}/{file.name}" not in texts:
             faults.append(f"{file}: is of no row of the table")
-    own = [paths.evidence / name for name in evidence.files]
-    for path, wanted in locked.items():
-        if path.is_relative_to(paths.evidence) and path not in own:
-            continue  # of a run outside the grid
-        if str(path.relative_to(paths.reports)) in texts or path.name == certificates.FOLDER:
-            continue
+    computed = {paths.reports / name for name in (*texts, certificates.FOLDER)}
+    own = {paths.evidence / name for name in evidence.files}  # others are of runs outside the grid
+    held = {path: md5 for path, md5 in locked.items() if path in own or paths.evidence not in path.parents}
+    held = {path: md5 for path, md5 in held.items() if path not in computed}
+    for path, wanted in held.items():
         if not path.exists():
             faults.append(f"{path}: missing")
         elif dvc_hash(path) != wanted:
             faults.append(f"{path}: is not what its stage wrote, by dvc.lock")
-    faults = [_below(paths.root, fault) for fault in faults]
-    return Verified(page, 0, len(texts) + len(locked), faults, notes)
-
-
-def _texts(paths: Paths, evidence: grid.Evidence) -> dict[str, str]:
-    """Every text file of the report.
-
-    Raises:
-        MmsegError: the evidence, all of which but cost.json was looked at by `grid.collect`, gives none.
-    """
-    drawn = [name for name in document.CAPTIONS if (paths.reports / document.FIGURES / name).is_file()]
-    try:
-        return report.texts(evidence, rows.rows(evidence), drawn=drawn)
-    except (ValueError, LookupError, TypeError, ArithmeticError) as error:
-        why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise MmsegError(paths.evidence / grid.COST, f"gives no report ({why})", grid.REPRO) from error
+    beside = {path for path in paths.reports.iterdir() if path != paths.evidence} - computed
+    for path in sorted((own | beside) - held.keys()) if locked else []:
+        notes = [*notes, f"{path}: dvc.lock does not know it, so it was held against nothing"]
+    faults, notes = ([_below(paths.root, line) for line in lines] for lines in (faults, notes))
+    return Verified(page, 0, len(texts) + len(held), faults, notes)
 
 
 def _below(root: Path, text: str) -> str:
@@ -193,13 +189,10 @@ def _locked(paths: Paths) -> tuple[dict[Path, str], list[str]]:
         return {}, [
             f"{lock.relative_to(paths.root)} is missing: charts, data cards and evidence are not held against it"
         ]
-    found = read_yaml(lock)
-    stages = found.get("stages") if isinstance(found, dict) else None
-    if not isinstance(stages, dict):
-        return {}, [f"{lock} holds no stages"]
-    # A stage of several parameters; of stages that left the grid, the outs are not looked at.
-    outs = [out for stage in stages.values() for out in stage.get("outs", [])]
-    below = {(paths.root / out["path"]): str(out.get("md5")) for out in outs}
+    with content_of(lock, todo="run `dvc repro`"):
+        # A stage of several parameters; of stages that left the grid, the outs are not looked at.
+        outs = [out for stage in read_yaml(lock)["stages"].values() for out in stage.get("outs", [])]
+        below = {(paths.root / out["path"]): str(out.get("md5")) for out in outs}
     return {path: md5 for path, md5 in below.items() if path.is_relative_to(paths.reports)}, []
 
 
@@ -218,7 +211,7 @@ def dvc_hash(path: Path) -> str:
 
 
 def again(paths: Paths, params: Params, *, train: bool, only: list[str] | None, say: Callable[[str], None]) -> Verified:
-    """Evaluate the runs of a report again (level 1), after training them again (level 2).
+    """Evaluate the runs of a report again (level 1), after training them again (level 2), and count their networks.
 
     Args:
         train: level 2.
@@ -237,7 +230,8 @@ def again(paths: Paths, params: Params, *, train: bool, only: list[str] | None, 
     level = 2 if train else 1
     project = _project(paths, level=level)
     new = Paths(project, paths.preset)
-    faults: list[str] = []
+    faults = [_below(paths.root, fault) for fault in _miscounted(paths, evidence)]
+    unjudged = 0
     chosen = only or list(grid_runs)
     for name in chosen:
         variant, seed = grid_runs[name]
@@ -249,14 +243,35 @@ def again(paths: Paths, params: Params, *, train: bool, only: list[str] | None, 
         else:
             _borrow(paths, project, name, evidence.runs[variant, seed]["weights_sha256"])
         _run(["evaluate", *arguments], project)
-        fault, line = compared(
-            evidence, new, variant=variant, seed=seed, trained=train, deterministic=params.runtime.deterministic
+        found = compared(
+            evidence,
+            new,
+            old=paths,
+            variant=variant,
+            seed=seed,
+            trained=train,
+            deterministic=params.runtime.deterministic,
         )
         _remove(new, name)
-        say(f"{name}: {line}")
-        if fault:
-            faults.append(f"{name}: {line}")
-    return Verified(paths.reports / report.PAGE, level, len(chosen), faults, [])
+        say(f"{name}: {found.line}")
+        unjudged += not found.judged
+        if found.fault:
+            faults.append(f"{name}: {found.line}")
+    return Verified(paths.reports / report.PAGE, level, len(chosen), faults, [], unjudged)
+
+
+def _miscounted(paths: Paths, evidence: grid.Evidence) -> list[str]:
+    """Parameters and multiply-accumulates in cost.json that the networks do not have."""
+    cost = evidence.cost
+    size = {"height": cost["height"], "width": cost["width"]}
+    networks = {variant: evidence.wanted[variant].network for variant in evidence.variants}
+    faults = []
+    for variant, (counted_, _) in costs.counted(networks, classes=cost["classes"], **size).items():
+        for key in ("parameters", "macs"):
+            said, counted_now = cost["variants"][variant][key], getattr(counted_, key)
+            if said != counted_now:
+                faults.append(f"{paths.evidence / grid.COST}: says {key} {said} of {variant}, which has {counted_now}")
+    return faults
 
 
 def _project(paths: Paths, *, level: int) -> Path:
@@ -283,8 +298,8 @@ def _require_trained(new: Paths, name: str, *, before: dict[str, Any] | None) ->
     """Raise MmsegError unless a run was trained in this project, in sittings that are none of the report's."""
     run = new.run("train", name)
     training = read_json(run / PROVENANCE, todo=f"remove {new.root} and run this again")
-    sittings, reported = list(certificates.sittings(training)), list(certificates.sittings(before))
-    if not sittings or any(one in reported for one in sittings):
+    new_ones, reported = list(sittings(training)), list(sittings(before))
+    if not new_ones or any(one in reported for one in new_ones):
         what = "was not trained again: a finished training was taken over"
         raise MmsegError(run, what, f"remove {new.root} and run this again")
 
@@ -328,62 +343,106 @@ def _run(arguments: list[str], project: Path) -> None:
         raise MmsegError(" ".join(["mmseg", *arguments]), f"ended with {done.returncode} ({last})", "see that line")
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What came of making a run again.
+
+    Attributes:
+        line: in words.
+        fault: whether it is not as it should be.
+        judged: whether that could be told.
+    """
+
+    line: str
+    fault: bool
+    judged: bool = True
+
+
 def compared(
-    evidence: grid.Evidence, new: Paths, *, variant: str, seed: int, trained: bool, deterministic: bool
-) -> tuple[bool, str]:
+    evidence: grid.Evidence,
+    new: Paths,
+    *,
+    old: Paths,
+    variant: str,
+    seed: int,
+    trained: bool,
+    deterministic: bool,
+) -> Outcome:
     """Hold a run that was made again against the report's.
 
     Args:
         evidence: the report's.
         new: where it was made again.
+        old: where the report is.
         trained: it was trained again, not evaluated alone.
         deterministic: the run had algorithms with equal bits on a GPU too; a CPU's always are.
-
-    Returns:
-        Whether there is a fault, and what is to be said.
     """
-    folder = new.evidence / run_name(variant, seed)
-    metrics: dict[str, Any] = read_json(folder / grid.METRICS, todo="run this again")
+    folder = run_name(variant, seed)
+    metrics: dict[str, Any] = read_json(new.evidence / folder / grid.METRICS, todo="run this again")
     before = evidence.runs[variant, seed]
     ours, theirs = 100 * metrics["mean_iou"], 100 * before["mean_iou"]
     if trained and metrics["weights_sha256"] != before["weights_sha256"]:
-        training = read_json(new.run("train", folder.name) / PROVENANCE, todo="run this again")
+        training = read_json(new.run("train", folder) / PROVENANCE, todo="run this again")
         reported = evidence.certificates[variant, seed].get("training")
         said = f"{ours:.2f} % where the report has {theirs:.2f} %"
         if _same_machine(training, reported) and (deterministic or not _on_gpu(training)):
-            return True, f"other weights on the same kind of machine ({_machine(reported)}), {said}"
+            return Outcome(f"other weights on the same kind of machine ({_machine(reported)}), {said}", fault=True)
         own = [100 * evidence.runs[variant, other]["mean_iou"] for other in evidence.seeds]
         return _foreseen(ours, own, said=f"other weights ({_machine(reported)}), {said}")
+    if keys := _differing(metrics["run"], before["run"]):
+        what = f"the same weights, but another {', '.join(keys)} of their training than the report says"
+        return Outcome(what, fault=True)
     if metrics["confusion_sha256"] == before["confusion_sha256"]:
-        return False, f"the same {'weights and ' if trained else ''}counts, to the bit"
+        return Outcome(f"the same {'weights and ' if trained else ''}counts, to the bit", fault=False)
+    said = f"{ours:.4f} % where the report has {theirs:.4f} %"
+    kind, share = _most_moved(*(paths.evidence / folder / grid.CONFUSION for paths in (new, old)))
+    line = f"{said}; {100 * share:.4f} % of what was counted as {kind} moved"
     if trained:
-        return True, f"the same weights, but {ours:.4f} % where the report has {theirs:.4f} %"
-    moved = _moved(counted.load(folder / grid.CONFUSION), evidence, variant=variant, seed=seed)
-    tiny = abs(ours - theirs) < 0.005
-    return not tiny, f"{ours:.4f} % where the report has {theirs:.4f} %; {moved}"
+        return Outcome(f"the same weights, but {line}", fault=True)
+    return Outcome(line, fault=abs(ours - theirs) >= TINY or share > FEW)
 
 
-def _foreseen(value: float, own: list[float], *, said: str) -> tuple[bool, str]:
-    """Whether one training more is outside of what the others foresee, and what is to be said."""
+def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """What two runs do not have in common, such as `pretrain_imagenet.figures`; other code may give the same run."""
+    parts = {"": ({**one, "rungs": len(one["rungs"])}, {**other, "rungs": len(other["rungs"])})}
+    parts |= {f"{mine['stage']}.": (mine, his) for mine, his in zip(one["rungs"], other["rungs"], strict=False)}
+    return [
+        f"{prefix}{key}"
+        for prefix, (mine, his) in parts.items()
+        for key in sorted(mine.keys() | his.keys())
+        if key != "fingerprint" and mine.get(key) != his.get(key)
+    ]
+
+
+def _foreseen(value: float, own: list[float], *, said: str) -> Outcome:
+    """Whether one training more is inside of what the others foresee."""
     limits = statistics.of_one_more(own)
     if limits is None:
-        return False, f"{said}; so few seeds give no interval"
+        return Outcome(f"{said}; so few seeds give no interval to judge that by", fault=False, judged=False)
     inside = limits[0] <= value <= limits[1]
     where = "inside" if inside else "outside"
-    return not inside, f"{said}: {where} the prediction interval [{limits[0]:.2f}, {limits[1]:.2f}]"
+    return Outcome(f"{said}: {where} the prediction interval [{limits[0]:.2f}, {limits[1]:.2f}]", fault=not inside)
 
 
-def _moved(found: counted.Evidence, evidence: grid.Evidence, *, variant: str, seed: int) -> str:
-    """How far counts have moved: as another machine's last bits may do."""
-    total = found.counts["confusion"].total()
-    hits = evidence.figures[variant, seed].figures["pixel_accuracy"].sums_BPK[:, 0].sum()
-    return f"{abs(int(total.trace()) - int(hits)):,} of {int(total.sum()):,} pixels differ in being right"
+def _most_moved(*files: Path) -> tuple[str, float]:
+    """The kind of counts of which the largest share is other in one file than in the other, image by image."""
+    one, other = (counted.load(file) for file in files)
+    if one.names != other.names or {kind: found.shape for kind, found in one.counts.items()} != {
+        kind: found.shape for kind, found in other.counts.items()
+    }:
+        return "images or kinds", 1.0
+    shares = {}
+    for kind, counts in one.counts.items():
+        pairs = [(counts.image(place), other.counts[kind].image(place)) for place in range(len(counts))]
+        moved = sum(int(abs(mine - theirs).sum()) for mine, theirs in pairs)
+        shares[kind] = moved / max(1, sum(int(mine.sum()) + int(theirs.sum()) for mine, theirs in pairs))
+    return max(shares.items(), key=lambda item: item[1])
 
 
 def _machines(training: dict[str, Any] | None) -> list[dict[str, Any]]:
     """The kinds of machine of a training's sittings: libraries, processor, cores, device, and threads where known."""
     found: list[dict[str, Any]] = []
-    for one in certificates.sittings(training):
+    for one in sittings(training):
         kind = {**one.get("environment", {}), **{key: one.get(key) for key in ("accelerator", "processes", "threads")}}
         kind["device"] = str(one.get("device")).partition(":")[0]  # which of several GPUs is no kind
         if kind not in found:

@@ -8,12 +8,14 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import trees
 import yaml
 
 from mmseg_cli import paths as places
-from mmseg_cli.ablation import certificates, report, verify
+from mmseg_cli import provenance
+from mmseg_cli.ablation import costs, report, verify
 from mmseg_cli.errors import MmsegError
 from mmseg_cli.evaluation import evidence as counted
 from mmseg_cli.files import sha256, write_json
@@ -197,10 +199,10 @@ def test_costs_that_do_not_fit_together_are_one_fault(paths, monkeypatch):
     (paths.evidence / "cost.json").write_text(json.dumps(cost))
     for _ in ("whoever sees it first", "the second guard"):
         (fault,) = verify.level_0(paths).faults
-        assert "cost.json: " in fault
+        assert "reports/demo/evidence" in fault
         assert "\n" not in fault
         monkeypatch.setattr(verify.grid, "_cost", lambda file, **_: json.loads(file.read_text()))
-    assert "reports/demo/evidence/cost.json: gives no report (ValueError: " in fault
+    assert "reports/demo/evidence: does not hold what it should (ValueError: " in fault
 
 
 def test_without_a_lock_this_is_said(paths, mmseg):
@@ -235,6 +237,37 @@ def test_wrong_questions(paths, mmseg, arguments, said):
     assert said in done.one_error()
 
 
+def test_a_report_without_its_page_is_a_fault(paths, mmseg):
+    (paths.reports / "ablation.md").unlink()
+    assert verify.pages(paths.root) == [paths.reports / "ablation.md"]
+    done = mmseg("verify")
+    assert done.code == 2
+    assert "reports/demo/ablation.md: missing" in done.one_error()
+
+
+def test_what_dvc_lock_does_not_know_is_said(paths, mmseg):
+    file = paths.root / "dvc.lock"
+    content = yaml.safe_load(file.read_text())
+    del content["stages"]["cost"]
+    content["stages"]["ablate"]["outs"] = [
+        out for out in content["stages"]["ablate"]["outs"] if not out["path"].endswith("figures")
+    ]
+    file.write_text(yaml.safe_dump(content))
+    (paths.reports / "notes.md").write_text("mine")
+    done = mmseg("verify")
+    assert done.code == 0, done.err
+    for name in ("evidence/cost.json", "figures", "notes.md"):
+        assert f"reports/demo/{name}: dvc.lock does not know it, so it was held against nothing" in done.err
+
+
+@pytest.mark.parametrize("content", ["stages: {cost: 3}", "stages: {cost: {outs: [{hash: md5}]}}", "[]", "stages: 3"])
+def test_a_lock_of_another_form_is_named(paths, mmseg, content):
+    (paths.root / "dvc.lock").write_text(content)
+    done = mmseg("verify")
+    assert done.code == 2
+    assert "fault: dvc.lock: does not hold what it should" in done.err
+
+
 @pytest.fixture
 def real(trained, change_params):
     """A report of one run that was really trained and evaluated."""
@@ -242,6 +275,11 @@ def real(trained, change_params):
     found = places.find(preset="demo")
     params = load(found.params)
     made.write_cost(found, params)
+    cost = json.loads((found.evidence / "cost.json").read_text())
+    network = {"mmbconv": params.network_of("mmbconv")}
+    whole, _ = costs.counted(network, **{key: cost[key] for key in ("classes", "height", "width")})["mmbconv"]
+    cost["variants"]["mmbconv"] |= {"parameters": whole.parameters, "macs": whole.macs}
+    write_json(found.evidence / "cost.json", cost)
     report.build(found, params)
     return found
 
@@ -270,7 +308,7 @@ def sittings(monkeypatch):
     def spy(arguments, project):
         if arguments[0] == "evaluate":
             file = project / "runs" / "demo" / "train" / "mmbconv-s0" / "provenance.json"
-            found.append(list(certificates.sittings(json.loads(file.read_text()))))
+            found.append(list(provenance.sittings(json.loads(file.read_text()))))
             if len(found) == 1:
                 raise MmsegError("mmseg evaluate", "is stopped", "go on")
         run(arguments, project)
@@ -288,7 +326,7 @@ def test_level_2_goes_on_where_it_was_stopped_and_trains_every_time(real, mmseg,
     stopped, resumed, again = sittings
     assert stopped == resumed
     reported = json.loads((real.evidence / "mmbconv-s0" / "certificate.json").read_text())["training"]
-    for other in (resumed, list(certificates.sittings(reported))):
+    for other in (resumed, list(provenance.sittings(reported))):
         assert [one["stage"] for one in again] == [one["stage"] for one in other]
         assert all(one["from_step"] == 0 and one not in other for one in again)
     left = [path.name for path in (real.root / ".work" / "verify").rglob("*mmbconv-s0*") if path.suffix != ".lock"]
@@ -352,6 +390,7 @@ def training(**changes):
     """What is kept of a training, in one sitting."""
     environment = {"python": "3.11", "torch": "2", "numpy": "2", "processor": "P", "cores": 2}
     sitting = {"began": "now", "environment": environment, "device": "cpu", "accelerator": None, "processes": 1}
+    sitting |= {"seconds": 1.0}
     environment |= {key: changes.pop(key) for key in list(changes) if key in environment}
     return {"stage": "train", "sessions": [{**sitting, **changes}], "before": None}
 
@@ -367,6 +406,7 @@ GPU = {"device": "cuda:0", "accelerator": "H100"}
         (training(), training(cores=4), False, False, "inside the prediction interval"),
         (training(), training(torch="3"), False, False, "inside the prediction interval"),
         (training(), training(threads=4), False, False, "inside the prediction interval"),
+        (training(threads=2), training(threads=2), False, True, "other weights on the same kind of machine"),
         (training(), training(**GPU), True, False, "inside the prediction interval"),
         (training(**GPU), training(**{**GPU, "device": "cuda:1"}), True, True, "(the report's are of H100)"),
         (training(**GPU), training(**GPU), False, False, "inside the prediction interval"),  # bits differ every time
@@ -389,9 +429,18 @@ def test_other_weights_are_a_fault_on_the_same_kind_of_machine(
     metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"weights_sha256": "1" * 64}))
     write_json(new.run("train", "mbconv-s1") / "provenance.json", now)
     evidence = report.collect(found, params)
-    is_fault, line = verify.compared(evidence, new, variant="mbconv", seed=1, trained=True, deterministic=deterministic)
-    assert is_fault == fault
-    assert said in line
+    outcome = verify.compared(
+        evidence, new, old=found, variant="mbconv", seed=1, trained=True, deterministic=deterministic
+    )
+    assert outcome.fault == fault
+    assert outcome.judged
+    assert said in outcome.line
+    edit(project / "params.yaml", lambda p: p["ablate"].update(seeds=[0, 1]))
+    evidence = report.collect(found, load(found.params))
+    outcome = verify.compared(
+        evidence, new, old=found, variant="mbconv", seed=1, trained=True, deterministic=deterministic
+    )
+    assert (outcome.fault, outcome.judged) == (fault, fault)  # so few seeds give no interval to judge others by
 
 
 def test_other_weights_than_the_report_s_are_told(real, mmseg, change_params):
@@ -406,13 +455,42 @@ def test_other_weights_than_the_report_s_are_told(real, mmseg, change_params):
     assert "missing: run `dvc checkout`" in mmseg("verify", "--level", 1).one_error()
 
 
-def test_counts_that_the_weights_do_not_give_are_a_fault(real, mmseg):
+def fewer(found, figures):
+    for counts in found.counts.values():
+        counts.values[counts.values > 100] -= 50
+
+
+def exchanged(found, figures):
+    """Two classes change places in every count: mIoU and pixel accuracy stay as they are."""
+    for kind, counts in found.counts.items():
+        dense = counts.dense()
+        axes = (-1,) if kind in ("boundaries", "sizes") else (-2, -1)
+        for axis in axes:
+            other = [1, 0, *range(2, dense.shape[axis])]
+            dense = np.take(dense, other, axis=axis)
+        found.counts[kind] = made.collected(dense)
+
+
+def blurred(found, figures):
+    """One kind of count alone, which is in a table of its own."""
+    counts = found.counts["boundaries"]
+    counts.values[counts.values > 3] -= 1
+
+
+@pytest.mark.parametrize(
+    ("forged", "said"),
+    [
+        (fewer, "of what was counted as"),
+        (exchanged, "of what was counted as"),
+        (blurred, "counted as boundaries moved"),
+    ],
+)
+def test_counts_that_the_weights_do_not_give_are_a_fault(real, mmseg, forged, said):
     """The forger has changed counts, figures, certificate and tables alike; the weights know better."""
     folder = real.evidence / "mmbconv-s0"
     found = counted.load(folder / "confusion.npz")
-    values = found.counts["confusion"].values
-    values[values > 100] -= 50
     figures = json.loads((folder / "metrics.json").read_text())
+    forged(found, figures)
     params = load(real.params)
     made.forge(real, params, found, figures, variant="mmbconv", seed=0)
     report.build(real, params)
@@ -421,7 +499,43 @@ def test_counts_that_the_weights_do_not_give_are_a_fault(real, mmseg):
     assert done.code == 2
     assert "fault: mmbconv-s0: " in done.err
     assert "`mmseg evaluate` counts anew" in done.one_error()
-    assert "pixels differ in being right" in done.err
+    assert said in done.err
+
+
+def test_what_a_training_did_not_say_is_a_fault(real, mmseg):
+    """Top-1 of a rung is in a table, and no count gives it: the run's own record does."""
+    file = real.evidence / "mmbconv-s0" / "metrics.json"
+    figures = json.loads(file.read_text())
+    figures["run"]["rungs"][0]["figures"]["top1"] = 0.9
+    figures["run"]["rungs"][2]["data"] = {"1": "00"}
+    made.rewrite(file, figures)
+    report.build(real, load(real.params))
+    assert verify.level_0(real).faults == []
+    done = mmseg("verify", "--level", 1)
+    assert done.code == 2
+    assert "another pretrain_imagenet.figures, train.data of their training than the report says" in done.err
+
+
+def test_counted_costs_that_the_network_does_not_have_are_a_fault(real, mmseg):
+    file = real.evidence / "cost.json"
+    cost = json.loads(file.read_text())
+    cost["variants"]["mmbconv"]["parameters"] += 1
+    file.write_text(json.dumps(cost))
+    report.build(real, load(real.params))
+    assert verify.level_0(real).faults == []
+    done = mmseg("verify", "--level", 1)
+    assert done.code == 2
+    assert "fault: reports/demo/evidence/cost.json: says parameters " in done.err
+
+
+def test_a_category_s_figure_is_computed_again(real):
+    """It is in no table, but in metrics.json."""
+    file = real.evidence / "mmbconv-s0" / "metrics.json"
+    figures = json.loads(file.read_text())
+    figures["category_iou"]["flat"] += 1e-6
+    made.rewrite(file, figures)
+    (fault,) = verify.level_0(real).faults
+    assert "says category_iou of flat" in fault
 
 
 def test_hashes_are_of_bytes(tmp_path):
