@@ -49,7 +49,7 @@ def record(project: TinyProject, run: Path = RUN) -> dict[str, Any]:
 
 
 def test_the_page_has_what_this_test_runs() -> None:
-    assert [words[1] for words in COMMANDS] == ["cost", "ablate", "pretrain", "train"]
+    assert [words[1] for words in COMMANDS] == ["ablate", "cost", "pretrain", "train"]
     assert len(CODE.splitlines()) < 25
     assert len(PARAMETERS.splitlines()) == 2
 

@@ -12,10 +12,11 @@ from itertools import combinations, product
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from mmseg_cli.errors import MmsegError
 from mmseg_cli.names import BLOCK_NAMES, LADDER, LAYOUT_NAMES, unknown_name
-from mmseg_cli.params import Network, Params, Variant, parse_yaml
+from mmseg_cli.params import Network, Params, Section, Variant, parse_yaml
 
 MATCHES = {"parameters": "params", "macs": "macs", "time": "time"}  # and how a row's name ends
 STARTS = ("scratch", "imagenet", "mapillary")
@@ -100,9 +101,9 @@ def rows(
         for changes in product(*(axis for axis in axes if axis)):
             name, row = base, entry
             for path, value in changes:
-                if _as_it_is(params, row, path, value):
-                    continue
-                name, row = f"{name}-{_suffix(path, value)}", _changed(row, path, value)
+                whole = _whole(params, path, value)
+                if not _as_it_is(params, row, path, whole):
+                    name, row = f"{name}-{_suffix(path, value)}", _changed(row, path, whole)
             if name in found:
                 raise MmsegError("the grid", f"has the row {name} twice", "name each block and value once")
             if name in params.variants and row != entry_of(params, name):
@@ -195,6 +196,27 @@ def _require_distinct(settings: Sequence[Setting]) -> None:
             raise MmsegError("--set", f"{inner} is a part of {outer}, which is given as well", "give one of the two")
 
 
+def _whole(params: Params, path: tuple[str, ...], value: Any) -> Any:
+    """A value; where it is a mapping, as of `train.loss`, with the preset's keys that it puts back to their defaults.
+
+    Raises:
+        MmsegError: it lacks a key of the section that it takes the place of, or has one that is not known there.
+    """
+    section: Any = params
+    for key in path:
+        section = getattr(section, key, None)
+    if not isinstance(value, dict) or not isinstance(section, Section):
+        return value
+    try:
+        whole = type(section).model_validate(value).model_dump()
+    except ValidationError as error:
+        key = ".".join(path)
+        todo = f"give the whole of it, or single keys by their paths, as in --set {key}.{next(iter(value), 'KEY')}=..."
+        raise MmsegError("--set", f"{_in_words(value)} is not the whole of {key}", todo) from error
+    before = section.model_dump()
+    return {key: new for key, new in whole.items() if key in value or new != before[key]}
+
+
 def _place(path: tuple[str, ...]) -> tuple[str, ...]:
     """Where a parameter stands in an entry: those of `network` at its top."""
     return path[1:] if path[0] == "network" else path
@@ -209,6 +231,8 @@ def _as_it_is(params: Params, row: Entry, path: tuple[str, ...], value: Any) -> 
         return bool(own == value)
     section = params.network if path[0] in ("network", "layout") else getattr(params, path[0])
     found = _value(section.model_dump(), path if path[0] == "layout" else path[1:])
+    if isinstance(value, Mapping) and isinstance(found, Mapping):
+        return all(found.get(key, _ABSENT) == new for key, new in value.items())
     return bool(found == value)  # absent, it is a wrong key, which reading the parameters back will name
 
 
@@ -238,6 +262,8 @@ def _changed(row: Entry, path: tuple[str, ...], value: Any) -> Entry:
         inner[key] = dict(inner[key]) if isinstance(inner.get(key), Mapping) else {}
         inner = inner[key]
     inner[last] = value
+    if "match" in row and path[0] in ("network", "layout"):
+        del out["match"]  # what was solved for holds for that network alone
     return out
 
 

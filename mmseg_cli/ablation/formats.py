@@ -9,13 +9,18 @@ from typing import Any
 
 from mmseg_cli.ablation.grid import Evidence
 from mmseg_cli.ablation.rows import Row, cells, headings, in_words
-from mmseg_cli.ablation.statistics import NEW_IMAGES, THIS_SET, Interval
+from mmseg_cli.ablation.statistics import FEWEST_SEEDS, NEW_IMAGES, THIS_SET, Interval
 
 
 def _interval_columns(name: str, found: Interval | None) -> dict[str, float | None]:
-    keys = ("estimate", "low", "high", "error", "df", "p")
+    keys = ("estimate", "low", "high", "error", "df")
     columns = {key: None if found is None else getattr(found, key) for key in keys}
     return {name: columns.pop("estimate"), **{f"{name}_{key}": value for key, value in columns.items()}}
+
+
+def _unadjusted(found: Interval | None) -> float | None:
+    """p before Holm; None where there is no verdict for want of seeds."""
+    return None if found is None or found.seeds < FEWEST_SEEDS else found.p
 
 
 def csv(evidence: Evidence, found: Sequence[Row]) -> str:
@@ -38,11 +43,11 @@ def csv(evidence: Evidence, found: Sequence[Row]) -> str:
             **_interval_columns("mean_iou", row.mean),
             "mean_iou_augmented": None if row.augmented is None else row.augmented.estimate,
             **_interval_columns("difference", row.difference),
+            "p_unadjusted": _unadjusted(row.difference),
             "p_holm": None if row.verdict is None else row.verdict.adjusted_p,
             "verdict": None if row.verdict is None else row.verdict.word,
             **{f"mean_iou_s{seed}": value for seed, value in zip(evidence.seeds, per_seed, strict=True)},
         }
-        del line["mean_iou_p"]
         lines.append(line)
     return _as_csv(lines)
 
@@ -60,9 +65,9 @@ def details_csv(evidence: Evidence) -> str:
                     compared = variant != evidence.baseline
                     own = evidence.difference(variant, figure, class_=class_, estimand=estimand) if compared else None
                     line["difference"] = None if own is None else own.estimate
-                    for key in ("low", "high", "p"):
-                        name = f"{estimand.replace('-', '_')}_{key}"
-                        line[name] = None if own is None else getattr(own, key)
+                    name = estimand.replace("-", "_")
+                    line[f"{name}_low"], line[f"{name}_high"] = (None, None) if own is None else (own.low, own.high)
+                    line[f"{name}_p_unadjusted"] = _unadjusted(own)
                 lines.append(line)
     return _as_csv(lines)
 

@@ -90,7 +90,7 @@ def power(gap: float, noise: Noise, *, seeds: ArrayLike, blocks: int, estimand: 
     Raises:
         ValueError: the gap is not more than 0, or as `MeanSquares.error`.
     """
-    if not gap > 0:
+    if not 0 < gap < np.inf:
         raise ValueError(f"a gap of {gap} cannot be seen")
     squared, df = noise.expected(np.asarray(seeds, dtype=np.float64), blocks=blocks).error(estimand)
     return _seen(gap, squared, df, comparisons=comparisons)

@@ -108,10 +108,7 @@ def _differences_table(evidence: Evidence, title: str, lines: list[tuple[str, st
         [
             label,
             number(evidence.mean(evidence.baseline, figure, class_=class_).estimate),
-            *(
-                interval(one.interval, sign="+") + MARKS.get(one.verdict.word, "")
-                for one in found[figure, class_].values()
-            ),
+            *map(_marked, found[figure, class_].values()),
         ]
         for label, figure, class_ in lines
         if (figure, class_) in found
@@ -174,17 +171,12 @@ def classification_table(evidence: Evidence) -> str | None:
 
     body = []
     for variant, values in found.items():
-        gain = statistics.of_difference(one(values), one(found[evidence.baseline]), estimand=THIS_SET)
-        of_iou = evidence.difference(variant, "iou", estimand=THIS_SET)
-        first = variant == evidence.baseline
-        body.append(
-            [
-                variant,
-                number(float(values.mean())),
-                "baseline" if first else interval(gain, sign="+"),
-                "baseline" if first else interval(of_iou, sign="+"),
-            ]
-        )
+        compared = ["baseline", "baseline"]
+        if variant != evidence.baseline:
+            gain = statistics.of_difference(one(values), one(found[evidence.baseline]), estimand=THIS_SET)
+            of_iou = evidence.difference(variant, "iou", estimand=THIS_SET)
+            compared = [interval(gain, sign="+"), interval(of_iou, sign="+")]
+        body.append([variant, number(float(values.mean())), *compared])
     return markdown_table(["variant", "top-1 %", "Δ top-1", "Δ mIoU"], body)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -63,6 +64,8 @@ def ablate(
         if given and axes_given:
             raise MmsegError(option, "is about params.yaml's grid", "leave out the options that change the grid")
     if power is not None:
+        if not math.isfinite(power):
+            raise MmsegError("--power", f"{power} is no gap in points", "give a number, such as 0.5")
         _tell_power(paths, params, gap=power)
         return
     from mmseg_cli.ablation import report, rows

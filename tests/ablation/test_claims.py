@@ -40,7 +40,8 @@ def figure(name, value, blocks) -> estimates.Estimate:
     """A figure of one run, in percent: its mean and one class, which is the mean."""
     whole = np.array([value, value]) / 100
     without = whole + np.linspace(-1e-3, 1e-3, blocks)[:, None] * [1, 1]
-    return estimates.Estimate(estimates.iou(name, "confusion"), np.zeros((blocks, 2, 1), dtype=int), whole, without)
+    sums, labels = np.zeros((blocks, 2, 1), dtype=int), np.ones(1, dtype=int)
+    return estimates.Estimate(estimates.iou(name, "confusion"), sums, labels, whole, without)
 
 
 @functools.cache
@@ -271,9 +272,13 @@ def test_layouts_of_equal_width_and_of_equal_cost():
         "residual-pyramid": {"block": "residual", "layout": "pyramid"},
         **PYRAMID,
         "matched": matched,
+        "of-residual": {**matched, "width": 3, "expansion": 2.0},
         "narrow": {"block": "mmbconv", "layout": "pyramid", "width": 6},
     }
     evidence = evidence_of(variants, flat(variants))
+    macs = {name: evidence.cost["variants"][name]["macs"] for name in ("uniform", "matched", "of-residual")}
+    assert macs["matched"] / macs["uniform"] == pytest.approx(1, abs=0.1)
+    assert macs["of-residual"] / macs["uniform"] < 0.8  # solved for the table's baseline, another row than `uniform`
     assert pairs(evidence, "Uniform against pyramid layout") == [
         ("uniform", "pyramid"),
         ("uniform", "matched"),

@@ -199,6 +199,40 @@ def test_a_variant_may_have_set_the_key_to_null(clone, setting, rows):
     assert plan("paper", blocks=["mmbconv-no-lookahead"], settings=[setting])[1] is None
 
 
+def test_a_mapping_is_the_whole_of_what_stands_there(clone):
+    """A loss that is named alone is trained alone, and what the preset has by another spelling is no row of its own."""
+    paths, change = plan(blocks=["mmbconv"], settings=["train.loss={cross_entropy: 1},{dice: 1}"])
+    written = write_grid(paths, change)
+    assert written.ablate.variants == ["mmbconv", "mmbconv-loss-dice_1"]
+    assert written.section_of("mmbconv-loss-dice_1", "train").loss.coefficients() == {
+        **dict.fromkeys(("cross_entropy", "ohem", "lovasz", "rmi"), 0),
+        "dice": 1,
+    }
+    paths, change = plan(blocks=["mmbconv"], settings=["train.loss.dice=0,1"])
+    written = write_grid(paths, change)
+    assert written.ablate.variants == ["mmbconv", "mmbconv-dice-1"]
+    assert written.section_of("mmbconv-dice-1", "train").loss.cross_entropy == 1
+
+
+def test_a_part_of_a_mapping_is_refused(clone):
+    with pytest.raises(MmsegError, match=r"flip off is not the whole of train.augment: .* --set train.augment.flip="):
+        plan(blocks=["mmbconv"], settings=["train.augment={flip: false}"])
+
+
+def test_a_further_change_of_a_solved_network_drops_what_was_solved_for(clone, change_params):
+    solved = {"block": "mbconv", "match": "macs", "width": 22, "expansion": 2.0}
+    change_params(lambda p: p["variants"].update({"mbconv-macs": solved}))
+    paths, change = plan(
+        blocks=["residual", "mbconv-macs"], layouts=["uniform", "pyramid"], settings=["train.power=0.9,1.0"]
+    )
+    written = write_grid(paths, change)
+    found = {name: written.variants[name].match for name in written.ablate.variants}
+    assert found["mbconv-macs"] == "macs"
+    assert found["mbconv-macs-power-1_0"] == "macs"
+    assert found["mbconv-macs-pyramid"] is None
+    assert written.network_of("mbconv-macs-pyramid")["width"] == 22
+
+
 def test_a_key_of_two_rungs_tells_them_apart(clone):
     paths, change = plan(
         blocks=["mmbconv"],
