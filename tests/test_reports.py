@@ -15,8 +15,8 @@ REPOSITORY = Path(__file__).parents[1]
 COMMITTED = sorted(path.parent.name for path in REPOSITORY.glob("reports/*/ablation.md"))
 
 
-def test_the_demo_is_reported() -> None:
-    assert "demo" in COMMITTED
+def test_the_demo_and_camvid_are_reported() -> None:
+    assert {"demo", "camvid-small"} <= set(COMMITTED)
 
 
 @pytest.mark.parametrize("preset", COMMITTED)
