@@ -159,8 +159,9 @@ class Evidence:
         """The runs by the state of the code that trained them: commits, with a `+` where files differed from these."""
         found: dict[str, list[str]] = {}
         for (variant, seed), own in self.certificates.items():
-            states = [_code(one) for one in sittings(own.get("training"))]
-            found.setdefault(", ".join(dict.fromkeys(states)) or "a state that is not known", []).append(run_name(variant, seed))
+            states = dict.fromkeys(_code(one) for one in sittings(own.get("training")))
+            state = ", ".join(states) or "a state that is not known"
+            found.setdefault(state, []).append(run_name(variant, seed))
         return found
 
     def labelled(self, figure: str) -> int:
