@@ -126,7 +126,10 @@ def _classes(evidence: Evidence) -> str:
     labelled = evidence.labelled("iou")
     if labelled == len(evidence.classes):
         return ""
-    return f" (the {labelled} of {len(evidence.classes)} classes that these labels have)"
+    return (
+        f" ({labelled} of {len(evidence.classes)} classes, those that these labels have; `mmseg evaluate` also counts,"
+        " as 0, others that a run predicts)"
+    )
 
 
 def _code(evidence: Evidence) -> str:

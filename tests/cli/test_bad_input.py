@@ -237,7 +237,7 @@ def no_such_device(case):
 
 
 def missing_evidence(case):
-    return ("ablate", "--no-run"), "missing residual-s0/metrics.json, "
+    return ("ablate", "--no-run"), "missing residual-s0/, residual-s1/, "
 
 
 def reports_not_writable(case):

@@ -202,6 +202,7 @@ def test_dropping_a_seed_removes_it_from_the_table(done_project: TinyProject) ->
     assert "mean_iou_s0" in columns and "mean_iou_s1" not in columns
 
 
+@pytest.mark.slow
 def test_axes_and_a_new_name_train_only_what_is_new(done_project: TinyProject) -> None:
     """Another start is another row; a row of another name keeps its runs; branches are knocked out for real."""
     before_that = done_project.read_params()
