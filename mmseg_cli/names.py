@@ -23,6 +23,7 @@ BLOCK_NAMES: tuple[str, ...] = (
     "mbconv-k7",
     "fused-mbconv",
 )
+LARGEST_SEED = 2**32 - 1  # what every library takes
 LAYOUT_NAMES: tuple[str, ...] = ("uniform", "pyramid")
 NORM_NAMES: tuple[str, ...] = ("batch", "group")
 ACTIVATION_NAMES: tuple[str, ...] = ("relu", "silu", "hardswish", "gelu")

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from mmseg_cli.errors import MmsegError
-from mmseg_cli.names import BLOCK_NAMES, LADDER, LOSS_NAMES, Allowable, unknown_name
+from mmseg_cli.names import BLOCK_NAMES, LADDER, LARGEST_SEED, LOSS_NAMES, Allowable, unknown_name
 
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_-]*$"  # names reach a shell and file names
 CLASS = r"blocks(\.[A-Za-z_][A-Za-z0-9_]*)+:[A-Za-z_][A-Za-z0-9_]*"  # in the folder that the pipeline depends on
@@ -388,7 +388,7 @@ class Ablate(Section):
     """
 
     variants: Annotated[list[Name], Field(min_length=1)]
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    seeds: Annotated[list[Annotated[int, Field(ge=0, le=LARGEST_SEED)]], Field(min_length=1)]
     estimand: Literal["this-set", "new-images"]
     image_blocks: Literal["image", "prefix"]
 

@@ -113,4 +113,5 @@ def _hours(answer: Answer, need: Need) -> str:
     """Of the further seeds, on one device."""
     if need.seeds is None or answer.seconds is None:
         return "–"
-    return f"{max(0, need.seeds - answer.seeds) * answer.seconds / 3600:.2g}"
+    hours = max(0, need.seeds - answer.seeds) * answer.seconds / 3600
+    return f"{hours:.2g}" if hours < 10 else f"{hours:.0f}"

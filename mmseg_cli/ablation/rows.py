@@ -150,7 +150,8 @@ def few_seeds(evidence: Evidence) -> str:
         return "There is **no verdict**, for want of an interval."
     return (
         "The verdict is *better* or *worse* where the p value, adjusted by Holm over the rows of this table, is below"
-        " 0.05, else *no evidence*: which is not evidence that there is no difference."
+        " 0.05, else *no evidence*: which is not evidence that there is no difference. claims.md compares other pairs,"
+        " and adjusts for those."
     )
 
 

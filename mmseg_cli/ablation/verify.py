@@ -78,20 +78,28 @@ class Verified:
 
 
 def pages(root: Path) -> list[Path]:
-    """The ablation.md of every report of a project, also where it is gone and its evidence is there."""
+    """The ablation.md of every report of a project, also where it is gone but its evidence or its lock is there."""
     folders = {file.parent for what in (report.PAGE, EVIDENCE) for file in root.glob(f"reports/*/{what}")}
+    for lock in (root / "dvc.lock", *root.glob("pipelines/*/dvc.lock")):
+        if lock.is_file():
+            written = re.findall(
+                rf"path: (reports/[^/\s]+)/{report.PAGE}$", lock.read_text(errors="replace"), re.MULTILINE
+            )
+            folders |= {root / name for name in written}
     return sorted(folder / report.PAGE for folder in folders)
 
 
 def preset_of(page: Path, *, root: Path) -> Paths:
     """The preset that a table is of.
 
+    Args:
+        page: an ablation.md, or the folder that it is in.
+
     Raises:
-        MmsegError: the file is missing, or is no report of this project.
+        MmsegError: it is no report of this project.
     """
     where = page.resolve()
-    if not where.is_file():
-        raise MmsegError(page, "missing", "name the ablation.md of a report, or run `mmseg ablate --no-run`")
+    where = where / report.PAGE if where.is_dir() else where
     if where.name != report.PAGE or where.parents[1] != root / "reports":
         raise MmsegError(page, "is no report of this project", f"name a reports/<preset>/{report.PAGE}, in its folder")
     return find(preset=where.parent.name, root=root)
@@ -132,7 +140,9 @@ def level_0(paths: Paths) -> Verified:
         elif dvc_hash(path) != wanted:
             faults.append(f"{path}: is not what its stage wrote, by dvc.lock")
     beside = {path for path in paths.reports.iterdir() if path != paths.evidence} - computed
-    for path in sorted((own | beside) - held.keys()) if locked else []:
+    if locked and not own & held.keys():
+        faults.append(f"{_lock(paths)}: knows no file of this evidence")
+    for path in sorted((own | beside) - held.keys()) if held else []:
         notes = [*notes, f"{path}: dvc.lock does not know it, so it was held against nothing"]
     faults, notes = ([_below(paths.root, line) for line in lines] for lines in (faults, notes))
     return Verified(page, 0, len(texts) + len(held), faults, notes)
@@ -182,9 +192,13 @@ def _recorded(file: Path, locked: dict[Path, str]) -> bool:
     return file.is_file() and any(path in locked and dvc_hash(path) == locked[path] for path in (file, file.parent))
 
 
+def _lock(paths: Paths) -> Path:
+    return paths.pipeline.with_name("dvc.lock")
+
+
 def _locked(paths: Paths) -> tuple[dict[Path, str], list[str]]:
     """The DVC hash of everything below the reports folder that a stage wrote, and what is to be said of it."""
-    lock = paths.pipeline.with_name("dvc.lock")
+    lock = _lock(paths)
     if not lock.is_file():
         return {}, [
             f"{lock.relative_to(paths.root)} is missing: charts, data cards and evidence are not held against it"
@@ -324,7 +338,8 @@ def _borrow(paths: Paths, project: Path, name: str, weights_sha256: str) -> None
     run = paths.run("train", name)
     weights = run / "model.safetensors"
     if not weights.is_file():
-        raise MmsegError(weights, "missing", "run `dvc checkout` or `dvc pull`, or verify at level 0 or 2")
+        todo = "run `dvc checkout`, `dvc pull` where a remote has them, or `dvc repro`; or verify at level 0 or 2"
+        raise MmsegError(weights, "missing, as weights are not in git", todo)
     if sha256(weights) != weights_sha256:
         raise MmsegError(weights, "are other weights than the report's", "run `dvc checkout`, or `mmseg ablate`")
     target = Paths(project, paths.preset).run("train", name)

@@ -123,10 +123,21 @@ def _with_grid(
         change = pipeline.plan_grid(paths, params, entries=entries, seeds=numbers)
     if change is None:
         return params
+    _require_own_blocks(pipeline.checked_grid(change))
     written = pipeline.write_grid(paths, change)
     for line in change.lines:
         typer.echo(f"{paths.params.relative_to(paths.root)}: {line}")
     return written
+
+
+def _require_own_blocks(params: Params) -> None:
+    """Raise MmsegError where a block of the user's own in the grid cannot be made: nothing is to be written of it."""
+    networks = [params.network_of(name) for name in params.ablate.variants if params.variants[name].class_]
+    if networks:
+        from mmseg_cli.models.unet import build_network  # needs torch
+
+        for network in networks:
+            build_network(task="segmentation", num_classes=2, **network)
 
 
 def _listed(text: str | None, convert: Callable[[str], T], option: str) -> list[T] | None:
@@ -200,13 +211,14 @@ def _tell_power(paths: Paths, params: Params, *, gap: float) -> None:
     evidence = report.collect(paths, params)
     answers = pilot.answers(evidence, gap=gap)
     screen.table(
-        f"to see a true gap of {gap:g} points of mIoU in 80 of 100 ablations ({evidence.estimand})",
+        f"to see a true gap of {gap:g} point{'' if gap == 1 else 's'} of mIoU in 80 of 100 ablations ({evidence.estimand})",
         pilot.HEADINGS,
         [pilot.cells(answer) for answer in answers],
     )
     lines = [
         ("pilot", f"{len(evidence.seeds)} seeds, {len(evidence.names)} images, baseline {evidence.baseline}"),
         ("test", f"two-sided, 5 % shared by {len(answers)} comparisons (the first step of Holm)"),
+        ("power now", "of these seeds; under 3 there is no verdict, so it is 0"),
         ("cautious", "with as much noise as 80 % confidence allows: few seeds know it badly"),
         ("hours", "of one device like the pilot's, for the further seeds of the variant and the baseline"),
         *((f"none, {variant}", reason) for variant, reason in pilot.reasons(answers)),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmseg_cli.errors import INTERRUPTED, MmsegError
+from mmseg_cli.names import LARGEST_SEED
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +24,8 @@ VariantOption = Annotated[
     str | None, typer.Option(help="A name of the preset's `variants`; the first of the grid if left out.")
 ]
 SeedOption = Annotated[
-    int | None, typer.Option(min=0, help="Initialisation and data order; the first of the grid if left out.")
+    int | None,
+    typer.Option(min=0, max=LARGEST_SEED, help="Initialisation and data order; the first of the grid if left out."),
 ]
 
 

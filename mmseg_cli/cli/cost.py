@@ -23,10 +23,10 @@ def cost(
     classes: Annotated[int, typer.Option(min=1, help="Classes of the head.")] = 19,
     measure: Annotated[
         bool,
-        typer.Option("--measure", help="Measure training and prediction of every variant in turn and write cost.json."),
+        typer.Option("--measure", help="Measure training and prediction of all rows in turn and write cost.json."),
     ] = False,
 ) -> None:
-    """Print parameters, MACs and activation memory of every variant's network and block; with --measure, time them."""
+    """Print parameters, MACs and activation memory of every row's network and block (`ablate.variants`); with --measure, time them."""
     paths, params = load(preset)
     from mmseg_cli.ablation import costs
     from mmseg_cli.cli import screen

@@ -41,13 +41,13 @@ def panel(title: str, lines: Iterable[tuple[str, str]], *, next_command: str | N
 
 
 def table(title: str | None, headings: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """A table on stdout; the first column is text, the others numbers."""
+    """A table on stdout; the first column is text, the others numbers. Where it is too wide, cells are folded, not cut."""
     shown = Table(title=title, title_justify="left")
     for position, heading in enumerate(headings):
-        shown.add_column(heading, justify="right" if position else "left", no_wrap=True)
+        shown.add_column(heading, justify="right" if position else "left", overflow="fold")
     for row in rows:
         shown.add_row(*map(Text, row))
-    Console(width=None if sys.stdout.isatty() else 140).print(shown)
+    Console(width=None if sys.stdout.isatty() else 1000).print(shown)
 
 
 def listing(title: str, headings: Iterable[str], rows: Iterable[Iterable[str]]) -> None:

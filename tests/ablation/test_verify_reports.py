@@ -225,7 +225,7 @@ def test_runs_and_stages_outside_the_grid_are_not_looked_at(paths, change_params
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["reports/demo/nothing.md"], "missing"),
+        (["reports/demo/nothing.md"], "is no report of this project"),
         (["params.yaml"], "is no report of this project"),
         (["--only", "mbconv-s0"], "is for levels 1 and 2"),
         (["--level", "1", "--only", "mbconv-s9"], "is no run of demo"),
@@ -240,9 +240,16 @@ def test_wrong_questions(paths, mmseg, arguments, said):
 def test_a_report_without_its_page_is_a_fault(paths, mmseg):
     (paths.reports / "ablation.md").unlink()
     assert verify.pages(paths.root) == [paths.reports / "ablation.md"]
-    done = mmseg("verify")
-    assert done.code == 2
-    assert "reports/demo/ablation.md: missing" in done.one_error()
+    for folder in (paths.reports, paths.evidence):
+        done = mmseg("verify")
+        assert done.code == 2
+        assert "fault: reports/demo/" in done.err
+        assert done.one_error().startswith("mmseg: error: mmseg verify: 1 fault in 1 report")
+        shutil.rmtree(paths.reports, ignore_errors=True)  # dvc.lock still says that it is to be there
+
+
+def test_a_report_s_folder_is_the_report(paths, mmseg):
+    assert mmseg("verify", "reports/demo").code == 0
 
 
 def test_what_dvc_lock_does_not_know_is_said(paths, mmseg):
@@ -258,6 +265,15 @@ def test_what_dvc_lock_does_not_know_is_said(paths, mmseg):
     assert done.code == 0, done.err
     for name in ("evidence/cost.json", "figures", "notes.md"):
         assert f"reports/demo/{name}: dvc.lock does not know it, so it was held against nothing" in done.err
+
+
+def test_a_lock_of_other_files_is_a_fault(paths, mmseg):
+    content = yaml.safe_load((paths.root / "dvc.lock").read_text())
+    content["stages"] = {"ablate": content["stages"]["ablate"]}
+    (paths.root / "dvc.lock").write_text(yaml.safe_dump(content))
+    done = mmseg("verify")
+    assert done.code == 2
+    assert "fault: dvc.lock: knows no file of this evidence" in done.err
 
 
 @pytest.mark.parametrize("content", ["stages: {cost: 3}", "stages: {cost: {outs: [{hash: md5}]}}", "[]", "stages: 3"])
@@ -452,7 +468,7 @@ def test_other_weights_than_the_report_s_are_told(real, mmseg, change_params):
     assert done.code == 2
     assert "are other weights than the report's" in done.one_error()
     weights.unlink()
-    assert "missing: run `dvc checkout`" in mmseg("verify", "--level", 1).one_error()
+    assert "missing, as weights are not in git: run `dvc checkout`" in mmseg("verify", "--level", 1).one_error()
 
 
 def fewer(found, figures):

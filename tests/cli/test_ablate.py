@@ -78,6 +78,11 @@ def test_the_stage_builds_and_draws(project, ran, mmseg):
     [
         (("--blocks", "mmbconv", "--set", "train.lr=1"), "the grid: variants.mmbconv-lr-1.train.lr: unknown key: corr"),
         (("--set", "network.width=wide", "--match", "macs"), "the grid: variants.residual-width-wide.width: Input "),
+        (
+            ("--seeds", "99999999999999999999"),
+            "the grid: ablate.seeds.0: Input should be less than or equal to 4294967295",
+        ),
+        (("--blocks", "blocks.nothing:X"), "blocks.nothing:X: blocks.nothing cannot be imported (ModuleNotFoundError"),
         (("--seeds", "-1"), "the grid: ablate.seeds.0: Input should be greater than or equal to 0, got -1: correct it"),
         (("--blocks", "mmbconv", "--match", "parameters"), "--match: there is no row beside the baseline to solve for"),
         (("--match", "mcas"), "--match: unknown name 'mcas'"),
