@@ -210,8 +210,9 @@ def _tell_power(paths: Paths, params: Params, *, gap: float) -> None:
 
     evidence = report.collect(paths, params)
     answers = pilot.answers(evidence, gap=gap)
+    points = f"{gap:g} point{'' if gap == 1 else 's'}"
     screen.table(
-        f"to see a true gap of {gap:g} point{'' if gap == 1 else 's'} of mIoU in 80 of 100 ablations ({evidence.estimand})",
+        f"to see a true gap of {points} of mIoU in 80 of 100 ablations ({evidence.estimand})",
         pilot.HEADINGS,
         [pilot.cells(answer) for answer in answers],
     )

@@ -26,7 +26,10 @@ def cost(
         typer.Option("--measure", help="Measure training and prediction of all rows in turn and write cost.json."),
     ] = False,
 ) -> None:
-    """Print parameters, MACs and activation memory of every row's network and block (`ablate.variants`); with --measure, time them."""
+    """Print parameters, MACs and activation memory of every row's network and block; with --measure, time them.
+
+    Rows are those of the grid, `ablate.variants`.
+    """
     paths, params = load(preset)
     from mmseg_cli.ablation import costs
     from mmseg_cli.cli import screen

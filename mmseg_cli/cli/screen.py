@@ -41,7 +41,7 @@ def panel(title: str, lines: Iterable[tuple[str, str]], *, next_command: str | N
 
 
 def table(title: str | None, headings: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """A table on stdout; the first column is text, the others numbers. Where it is too wide, cells are folded, not cut."""
+    """A table on stdout; the first column is text, the others numbers. Cells that are too wide are folded, not cut."""
     shown = Table(title=title, title_justify="left")
     for position, heading in enumerate(headings):
         shown.add_column(heading, justify="right" if position else "left", overflow="fold")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mmseg_cli.ablation.verify import Verified
 
 TODO = (  # by the level of the faults
-    "take evidence and dvc.lock from version control; `mmseg ablate --no-run --preset NAME` then writes the tables anew",
+    "take evidence and dvc.lock from version control; tables are written by `mmseg ablate --no-run --preset NAME`",
     "`mmseg evaluate` counts anew what these weights give",
     "do not build on these runs before it is known why they cannot be made again",
 )

@@ -240,7 +240,7 @@ def test_wrong_questions(paths, mmseg, arguments, said):
 def test_a_report_without_its_page_is_a_fault(paths, mmseg):
     (paths.reports / "ablation.md").unlink()
     assert verify.pages(paths.root) == [paths.reports / "ablation.md"]
-    for folder in (paths.reports, paths.evidence):
+    for _ in ("without its page", "without anything"):
         done = mmseg("verify")
         assert done.code == 2
         assert "fault: reports/demo/" in done.err
