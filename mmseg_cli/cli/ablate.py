@@ -245,8 +245,11 @@ def _matched(paths: Paths, params: Params, entries: dict[str, Entry], kinds: lis
     if not others:
         raise MmsegError("--match", "there is no row beside the baseline to solve for", "name at least two in --blocks")
     wanted = [(kind, name, axes.matched_name(params, name, kind)) for kind in kinds for name in others]
-    section = params.datasets[params.evaluate.dataset]
-    store = open_store(paths.store(params.evaluate.dataset), parameters=section.content())
+    dataset = params.evaluate.dataset
+    if not paths.store(dataset).is_dir():
+        todo = f"run `mmseg prepare {dataset} --preset {paths.preset}`: its number of classes is needed"
+        raise MmsegError("--match", f"{dataset} is not prepared yet", todo)
+    store = open_store(paths.store(dataset), parameters=params.datasets[dataset].content())
     for kind, name, matched in wanted:
         if kind == "time" and axes.solved_before(params, matched, entries[name], baseline=baseline):
             entries[matched] = axes.entry_of(params, matched)

@@ -104,6 +104,13 @@ def test_a_matched_row_s_name_may_be_taken(project, ran, solved, mmseg, change_p
     assert (done.out, solved) == ("", [])
 
 
+def test_a_match_needs_the_prepared_data(project, ran, mmseg):
+    done = mmseg("ablate", "--blocks", "residual,mbconv", "--match", "macs")
+    assert done.code == 2
+    assert "--match: cityscapes is not prepared yet: run `mmseg prepare cityscapes --preset demo`" in done.one_error()
+    assert ran == []
+
+
 def test_parameters_are_solved_anew(prepared, ran, solved, mmseg):
     """The row that is written is the one that was shown."""
     asked = ("ablate", "--blocks", "residual,mbconv", "--match", "parameters")
