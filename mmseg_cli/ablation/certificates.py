@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from mmseg_cli.ablation.grid import CERTIFICATE, CONFUSION, COST, METRICS, Evidence
+from mmseg_cli.ablation.grid import COST, RUN_FILES, Evidence
 from mmseg_cli.ablation.rows import Row
 from mmseg_cli.ablation.statistics import LEVEL, Interval
 from mmseg_cli.paths import run_name
@@ -67,7 +67,7 @@ def _run(evidence: Evidence, variant: str, seed: int) -> dict[str, Any]:
         "fingerprint": run["run"]["fingerprint"],
         "weights_sha256": run["weights_sha256"],
         "data": {rung["stage"]: rung["data_manifest_sha256"] for rung in run["run"]["rungs"]},
-        "files": {name: evidence.files[f"{folder}/{name}"] for name in (METRICS, CONFUSION, CERTIFICATE)},
+        "files": {name: evidence.files[f"{folder}/{name}"] for name in RUN_FILES},
         "trained": list(sittings(own.get("training"))),
         "evaluated": own.get("evaluation"),
     }

@@ -9,7 +9,7 @@ from mmseg_cli.ablation import tables
 from mmseg_cli.ablation.certificates import FOLDER
 from mmseg_cli.ablation.costs import FEWEST_ROUNDS
 from mmseg_cli.ablation.grid import Evidence
-from mmseg_cli.ablation.rows import Row, few_seeds, in_words
+from mmseg_cli.ablation.rows import MATCHED, SIZE, Row, few_seeds, in_words, matched_ratio
 from mmseg_cli.ablation.statistics import NEW_IMAGES
 
 FIGURES = "figures"
@@ -100,7 +100,7 @@ def _notes(evidence: Evidence, rows: Sequence[Row]) -> str:
         f" {first['label_space']}{_classes(evidence)}, {_protocol(first['protocol'])}; mean over seeds"
         f" {seeds}.{_augmented(first)}",
         f"**Interval**: 95 %, about {about}. {_blocks(evidence)}{reason}",
-        f"**Δ mIoU**: to `{evidence.baseline}`, paired by seed. {_data(evidence)} {few_seeds(evidence)}",
+        f"**Δ mIoU**: to `{evidence.baseline}`, paired by seed. {_data(evidence)} {few_seeds(rows)}",
         f"**Widths**: {_widths(rows)}",
         f"**Ladder**: {_ladder(evidence)}",
         f"**Code**: {_code(evidence)}",
@@ -168,19 +168,12 @@ def _blocks(evidence: Evidence) -> str:
 
 def _widths(rows: Sequence[Row]) -> str:
     """Which rows have another size than the preset's, and what that was solved for."""
-    kinds = {"parameters": "parameters", "macs": "MACs", "time": "step time"}
-    base = rows[0]
     matched, own = [], []
     for row in rows:
-        sizes = [f"{key} {row.wanted.changes[key]:g}" for key in ("width", "expansion") if key in row.wanted.changes]
-        if row.wanted.match:
-            ratios = {
-                "parameters": row.cost.parameters / base.cost.parameters,
-                "macs": row.cost.macs / base.cost.macs,
-                "time": row.cost.step.ratio,
-            }
-            off = ratios[row.wanted.match] - 1
-            matched.append(f"`{row.variant}` has the baseline's {kinds[row.wanted.match]} to {100 * off:+.1f} %")
+        sizes = [f"{key} {row.wanted.changes[key]:g}" for key in SIZE if key in row.wanted.changes]
+        if kind := row.wanted.match:
+            off = matched_ratio(kind, row.cost, rows[0].cost) - 1
+            matched.append(f"`{row.variant}` has the baseline's {MATCHED[kind]} to {100 * off:+.1f} %")
         elif sizes:
             own.append(f"`{row.variant}` has {' and '.join(sizes)} of its own")
     others = "every row has" if not matched and not own else "the others have"

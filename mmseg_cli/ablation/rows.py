@@ -13,7 +13,8 @@ from mmseg_cli.ablation.costs import Measured
 from mmseg_cli.ablation.grid import Evidence, Wanted
 from mmseg_cli.ablation.statistics import FEWEST_SEEDS, Interval, Verdict
 
-MATCHED = {"parameters": "matched parameters", "macs": "matched MACs", "time": "matched step time"}
+MATCHED = {"parameters": "parameters", "macs": "MACs", "time": "step time"}  # what a row's size is solved for
+SIZE = ("width", "expansion")  # of the network: what is solved
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def ratio(value: float | None) -> str:
 def in_words(wanted: Wanted) -> str:
     """What a row is: its block and whatever else it changes of the preset."""
     words = [f"{key} {_value(value)}" for key, value in wanted.changes.items()]
-    return ", ".join(words) + (f" ({MATCHED[wanted.match]})" if wanted.match else "")
+    return ", ".join(words) + (f" (matched {MATCHED[wanted.match]})" if wanted.match else "")
 
 
 def _value(value: Any) -> str:
@@ -138,15 +139,24 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def few_seeds(evidence: Evidence) -> str:
+def matched_ratio(kind: str, own: Measured, other: Measured) -> float:
+    """How many times as much a row has of what a size is solved for (a key of MATCHED) as another; steps took turns."""
+    match kind:
+        case "parameters":
+            return own.parameters / other.parameters
+        case "macs":
+            return own.macs / other.macs
+    return own.step.ratio / other.step.ratio
+
+
+def few_seeds(rows: Sequence[Row]) -> str:
     """Why there is no verdict, or how there is one."""
-    if len(evidence.seeds) < FEWEST_SEEDS:
+    if rows[0].mean.seeds < FEWEST_SEEDS:
         return (
             f"With fewer than {FEWEST_SEEDS} seeds there is **no verdict**: the noise between two trainings cannot be"
             " told from so few."
         )
-    differences = [evidence.difference(variant, "iou") for variant in evidence.variants[1:]]
-    if differences and all(difference.p is None for difference in differences):
+    if rows[1:] and all(row.difference is None or row.difference.p is None for row in rows[1:]):
         return "There is **no verdict**, for want of an interval."
     return (
         "The verdict is *better* or *worse* where the p value, adjusted by Holm over the rows of this table, is below"

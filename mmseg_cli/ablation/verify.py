@@ -34,7 +34,6 @@ from mmseg_cli.params import Params, load, read_yaml
 from mmseg_cli.paths import Paths, find, run_name
 from mmseg_cli.provenance import PROVENANCE, sittings
 
-EVIDENCE = "evidence"
 COMMANDS = {"pretrain_imagenet": ["pretrain", "imagenet"], "pretrain_mapillary": ["pretrain", "mapillary"]}
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]\d+)?")
 LAST_DIGITS = 1e-9  # relative; and absolute, for a limit near 0 is the difference of two numbers that are not
@@ -79,7 +78,9 @@ class Verified:
 
 def pages(root: Path) -> list[Path]:
     """The ablation.md of every report of a project, also where it is gone but its evidence or its lock is there."""
-    folders = {file.parent for what in (report.PAGE, EVIDENCE) for file in root.glob(f"reports/*/{what}")}
+    every = Paths(root, "*")
+    looked_for = (every.reports / report.PAGE, every.evidence)
+    folders = {file.parent for path in looked_for for file in root.glob(str(path.relative_to(root)))}
     for lock in (root / "dvc.lock", *root.glob("pipelines/*/dvc.lock")):
         if lock.is_file():
             written = re.findall(

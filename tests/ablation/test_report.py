@@ -225,15 +225,20 @@ def test_rows_that_saw_other_data_are_named(paths, change_params):
     assert "; of `mbconv` no log tells." in (paths.reports / "ablation.md").read_text()
 
 
+def share(paths, one, other, *, rung):
+    """Let the runs of two rows start from the same training of a rung."""
+    for seed in (0, 1, 2):
+        theirs = json.loads((paths.evidence / f"{one}-s{seed}" / "metrics.json").read_text())
+        file = paths.evidence / f"{other}-s{seed}" / "metrics.json"
+        found = json.loads(file.read_text())
+        found["run"]["rungs"][rung]["fingerprint"] = theirs["run"]["rungs"][rung]["fingerprint"]
+        made.rewrite(file, found)
+
+
 def test_shared_pretraining_is_said(paths, change_params):
     build(paths)
     assert "Every run that was pretrained has a pretraining of its own." in (paths.reports / "ablation.md").read_text()
-    for seed in (0, 1, 2):
-        other = json.loads((paths.evidence / f"mbconv-s{seed}" / "metrics.json").read_text())
-        file = paths.evidence / f"mmbconv-s{seed}" / "metrics.json"
-        found = json.loads(file.read_text())
-        found["run"]["rungs"][1]["fingerprint"] = other["run"]["rungs"][1]["fingerprint"]
-        made.rewrite(file, found)
+    share(paths, "mbconv", "mmbconv", rung=1)
     build(paths)
     said = "Pretraining is shared at equal seeds on Mapillary by `mbconv`, `mmbconv`:"
     assert said in (paths.reports / "ablation.md").read_text()
@@ -249,12 +254,7 @@ def test_a_rung_that_rows_of_other_ladders_share_is_said(paths, change_params):
 
     change_params(vary)
     made.make(paths, load(paths.params))
-    for seed in (0, 1, 2):
-        other = json.loads((paths.evidence / f"mbconv-s{seed}" / "metrics.json").read_text())
-        file = paths.evidence / f"imagenet-s{seed}" / "metrics.json"
-        found = json.loads(file.read_text())
-        found["run"]["rungs"][0]["fingerprint"] = other["run"]["rungs"][0]["fingerprint"]
-        made.rewrite(file, found)
+    share(paths, "mbconv", "imagenet", rung=0)
     build(paths)
     text = (paths.reports / "ablation.md").read_text()
     assert "Pretraining is shared at equal seeds on ImageNet by `mbconv`, `imagenet`: its noise" in text
