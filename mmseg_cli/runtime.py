@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SENT_TO_ALL = (*STOPPING, signal.SIGHUP)  # by a terminal, a launcher or a scheduler, to every process of a group
 _passed: dict[str, int] = {}  # how often each failpoint was reached
@@ -111,6 +112,18 @@ def limit_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
+def keep_freed_memory() -> None:
+    """Let the C library keep what is freed, for the next step to take, where it would give it back to the system.
+
+    The maps of a training step are freed and taken again hundreds of times a second; every page that was given back is
+    cleared and mapped anew by the kernel. The memory is the process's until it ends; glibc only.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 * 2**20)):
+            mallopt(parameter, value)
+
+
 def be_deterministic() -> None:
     """Take algorithms that give equal bits every time on one machine type and thread count, or raise where there is
     none."""
@@ -119,6 +132,13 @@ def be_deterministic() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
+
+
+def try_algorithms() -> None:
+    """Let cuDNN time its convolution algorithms at each new shape, and take the fastest: crops are of one size."""
+    import torch
+
+    torch.backends.cudnn.benchmark = True
 
 
 def die_with_parent() -> None:

@@ -276,13 +276,20 @@ class CentreCrops(Dataset[Batch]):
         return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.tensor(targets)
 
 
-def steps_loader(batches: Dataset[Batch], *, start: int, stop: int, workers: int) -> DataLoader[Batch]:
-    """The batches of steps start .. stop - 1, in order; the same for any number of workers."""
+def steps_loader(
+    batches: Dataset[Batch], *, start: int, stop: int, workers: int, pinned: bool = False
+) -> DataLoader[Batch]:
+    """The batches of steps start .. stop - 1, in order; the same for any number of workers.
+
+    Args:
+        pinned: whether they lie in memory that a GPU reads by itself, while the host goes on.
+    """
     return DataLoader(
         batches,
         batch_size=None,
         sampler=range(start, stop),
         num_workers=workers,
+        pin_memory=pinned,
         prefetch_factor=4 if workers else None,
         worker_init_fn=runtime.serve_parent,
     )

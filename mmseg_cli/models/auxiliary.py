@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mmseg_cli.errors import MmsegError
-from mmseg_cli.models.unet import SegmentationHead, SegmentationNetwork, initialise_classifier, resize
+from mmseg_cli.models.unet import SegmentationHead, SegmentationNetwork, initialise_classifier
 
 
 class DeepSupervision(nn.Module):
@@ -40,20 +40,16 @@ class DeepSupervision(nn.Module):
             self.auxiliary[f"level{level}"] = head
 
     def forward(self, x_BCHW: Tensor) -> Tensor | list[Tensor]:
-        """Map images to ``logits_BKHW`` of their size; in training to a list of these.
+        """Map images to ``logits_BKHW`` of their size; in training to a list of logits, each of its feature's size.
 
         The list begins with the network's own, and goes on with the auxiliary heads', fine to coarse.
         """
-        size = x_BCHW.shape[-2:]
-        features_LBCHW = self.network.body(x_BCHW)
-        logits_BKHW: Tensor = self.network.read(features_LBCHW, size)
         if not self.training:
+            logits_BKHW: Tensor = self.network(x_BCHW)
             return logits_BKHW
+        features_LBCHW = self.network.body(x_BCHW)
         coarser_LBCHW = features_LBCHW[1:-1]
         return [
-            logits_BKHW,
-            *(
-                resize(head([feature_BCHW]), size)
-                for head, feature_BCHW in zip(self.auxiliary.values(), coarser_LBCHW, strict=True)
-            ),
+            self.network.head(features_LBCHW),
+            *(head([feature_BCHW]) for head, feature_BCHW in zip(self.auxiliary.values(), coarser_LBCHW, strict=True)),
         ]

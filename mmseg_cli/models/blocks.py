@@ -14,7 +14,7 @@ from typing import Literal, NotRequired, TypedDict
 from torch import Tensor, nn
 
 from mmseg_cli.errors import MmsegError
-from mmseg_cli.models import layers
+from mmseg_cli.models import layers, lean
 from mmseg_cli.models.own import build_own_block
 from mmseg_cli.names import unknown_name
 
@@ -44,7 +44,7 @@ class Residual(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map ``x_BCHW`` to ``(B, out_channels, H, W)``."""
-        branch_BCHW = self.norm2(self.conv2(self.act1(self.norm1(self.conv1(x_BCHW)))))
+        branch_BCHW = self.norm2(lean.norm_act_conv(self.conv1(x_BCHW), self.norm1, self.act1, self.conv2))
         y_BCHW: Tensor = self.act2(self.drop_path(branch_BCHW) + self.shortcut(x_BCHW))
         return y_BCHW
 
@@ -116,8 +116,17 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map ``x_BCHW`` to ``(B, out_channels, H, W)``."""
-        hidden_BCHW = self.se(self.depthwise(self.shuffle(self.expand(x_BCHW))))
-        y_BCHW: Tensor = self.project_norm(self.project(hidden_BCHW))
+        project, *rest = self.project if isinstance(self.project, layers.SeparableConv) else (self.project,)
+        last, between = self.expand, [self.shuffle, self.se]
+        hidden_BCHW = self.expand.conv(x_BCHW)
+        if isinstance(self.depthwise, layers.ConvNormAct):
+            hidden_BCHW = lean.norm_act_conv(
+                hidden_BCHW, last.norm, last.act, self.depthwise.conv, between=[self.shuffle]
+            )
+            last, between = self.depthwise, [self.se]
+        y_BCHW = lean.norm_act_conv(hidden_BCHW, last.norm, last.act, project, between=between)
+        for conv in (*rest, self.project_norm):
+            y_BCHW = conv(y_BCHW)
         return x_BCHW + self.drop_path(y_BCHW) if self.has_skip else y_BCHW
 
 

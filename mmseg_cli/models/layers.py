@@ -11,6 +11,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmseg_cli.models import lean
 from mmseg_cli.names import unknown_name
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -133,12 +134,18 @@ class NormAct(nn.Sequential):
         self.norm = _norm(norm, channels)
         self.act = _activation(activation)
 
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Map ``x_BCHW`` to what ``conv`` gives, normalised and activated."""
+        return lean.norm_act(self.conv(x_BCHW), self.norm, self.act)
+
 
 class ConvNormAct(NormAct):
     """A convolution, its normalisation and its activation.
 
     Maps ``x_BCHW`` to ``(B, out_channels, ceil(H / stride), ceil(W / stride))``.
     """
+
+    conv: nn.Conv2d
 
     def __init__(
         self,
@@ -160,7 +167,8 @@ class SqueezeExcite(nn.Module):
 
     Every channel is scaled by a gate in (0, 1) that is computed from the means of all channels. Both convolutions
     work on 1x1 maps and stay 1x1 in every block. The mean is a plain one because the backward pass of
-    ``AdaptiveAvgPool2d`` has no deterministic form on CUDA.
+    ``AdaptiveAvgPool2d`` has no deterministic form on CUDA, and spelt as a sum because that of ``mean`` divides a map
+    of the whole size.
 
     Maps ``x_BCHW`` to the same shape.
     """
@@ -173,6 +181,7 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Scale every channel of ``x_BCHW`` by its gate."""
-        mean_BC11 = x_BCHW.mean((2, 3), keepdim=True)
+        height, width = x_BCHW.shape[2:]
+        mean_BC11 = x_BCHW.sum((2, 3), keepdim=True) / (height * width)
         gate_BC11: Tensor = self.expand(self.act(self.reduce(mean_BC11))).sigmoid()
         return x_BCHW * gate_BC11

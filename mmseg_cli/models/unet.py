@@ -21,17 +21,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mmseg_cli.errors import MmsegError
-from mmseg_cli.models import layers
+from mmseg_cli.models import layers, lean, resizing
 from mmseg_cli.models.blocks import InvertedResidual, Residual, build_block
 from mmseg_cli.models.norms import frozen_statistics
 from mmseg_cli.names import LAYOUT_NAMES, unknown_name
-
-
-def resize(x_BCHW: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize ``x_BCHW`` bilinearly to ``size`` (height, width), without aligning corners; a no-op at that size."""
-    if tuple(x_BCHW.shape[-2:]) == tuple(size):
-        return x_BCHW
-    return F.interpolate(x_BCHW, size=list(size), mode="bilinear", align_corners=False)
 
 
 def level_widths(*, layout: str, width: int, levels: int) -> tuple[int, ...]:
@@ -151,6 +144,10 @@ class EncoderLevel(_Level):
 class DecoderLevel(_Level):
     """Upsample the coarser feature to the skip, join the two with a 1x1 convolution, and run the blocks.
 
+    Bilinear upsampling and a 1x1 convolution change nothing when they change places, so the coarser feature's part of
+    the convolution runs before it is upsampled, on a quarter of the pixels, and the two are added up: what joining
+    the channels first gives, but for rounding.
+
     DEVIATION from U-Net (arXiv 1505.04597): bilinear upsampling to the skip's exact size instead of a transposed
     convolution and cropping, so that any image size works. The joining convolution belongs to the U-Net, not to the
     block, and stays 1x1 whatever block is compared.
@@ -169,9 +166,11 @@ class DecoderLevel(_Level):
 
     def forward(self, coarser_BCHW: Tensor, skip_BCHW: Tensor) -> Tensor:
         """Give the feature of this level, of the skip's shape."""
-        upsampled_BCHW = resize(coarser_BCHW, skip_BCHW.shape[-2:])
-        x_BCHW: Tensor = self.fuse(torch.cat([skip_BCHW, upsampled_BCHW], dim=1))
-        return self._run_blocks(x_BCHW)
+        conv, channels = self.fuse.conv, skip_BCHW.shape[1]
+        of_skip, of_coarser = conv.weight[:, :channels], conv.weight[:, channels:]
+        x_BCHW = F.conv2d(skip_BCHW, of_skip, conv.bias)
+        x_BCHW = x_BCHW + resizing.resize(F.conv2d(coarser_BCHW, of_coarser), skip_BCHW.shape[-2:])
+        return self._run_blocks(lean.norm_act(x_BCHW, self.fuse.norm, self.fuse.act))
 
 
 class UNet(nn.Module):
@@ -299,7 +298,11 @@ class ClassificationHead(nn.Module):
 
 
 class SegmentationNetwork(nn.Module):
-    """A body and a segmentation head, under the keys ``body`` and ``head``."""
+    """A body and a segmentation head, under the keys ``body`` and ``head``.
+
+    In training it gives the head's logits as they are, at the finest feature's size: a loss enlarges them itself, see
+    :func:`mmseg_cli.models.resizing.enlarged_cross_entropy`, and keeps less of them.
+    """
 
     def __init__(self, body: UNet, head: SegmentationHead) -> None:
         super().__init__()
@@ -307,12 +310,16 @@ class SegmentationNetwork(nn.Module):
         self.head = head
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Map images to ``logits_BKHW`` of exactly the images' size."""
-        return self.read(self.body(x_BCHW), x_BCHW.shape[-2:])
+        """Map images to ``logits_BKHW`` of exactly the images' size; in training, of the finest feature's."""
+        features_LBCHW = self.body(x_BCHW)
+        if self.training:
+            logits_BKHW: Tensor = self.head(features_LBCHW)
+            return logits_BKHW
+        return self.read(features_LBCHW, x_BCHW.shape[-2:])
 
     def read(self, features_LBCHW: list[Tensor], size: Sequence[int]) -> Tensor:
         """Map the body's features to ``logits_BKHW`` of ``size`` (height, width)."""
-        return resize(self.head(features_LBCHW), size)
+        return resizing.resize(self.head(features_LBCHW), size)
 
 
 class ClassificationNetwork(nn.Module):

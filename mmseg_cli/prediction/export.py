@@ -135,18 +135,18 @@ def _resizing() -> Iterator[None]:
     from torch.fx.experimental.symbolic_shapes import statically_known_true
     from torch.nn import functional as F
 
-    from mmseg_cli.models import unet
+    from mmseg_cli.models import resizing
 
-    def resize(x_BCHW: Tensor, size: Sequence[int]) -> Tensor:
-        if all(statically_known_true(own == wanted) for own, wanted in zip(x_BCHW.shape[-2:], size, strict=True)):
-            return x_BCHW
-        return F.interpolate(x_BCHW, size=list(size), mode="bilinear", align_corners=False)
+    def resize(x_BChw: Tensor, size: Sequence[int]) -> Tensor:
+        if all(statically_known_true(own == wanted) for own, wanted in zip(x_BChw.shape[-2:], size, strict=True)):
+            return x_BChw
+        return F.interpolate(x_BChw, size=list(size), mode="bilinear", align_corners=False)
 
-    before, unet.resize = unet.resize, resize
+    before, resizing.resize = resizing.resize, resize
     try:
         yield
     finally:
-        unet.resize = before
+        resizing.resize = before
 
 
 @contextmanager

@@ -70,6 +70,47 @@ class NotFinite(Exception):
         self.step, self.what, self.images, self.target, self.here = step, what, images, target, here
 
 
+@dataclass(frozen=True)
+class _Taken:
+    """A step that was given to the device, and whose numbers may still be on their way.
+
+    Attributes:
+        numbers: the loss of the global batch, the gradient's norm, and the loss of this process's part.
+        ready: recorded when they have arrived; None where they have already.
+        overflows: whether an infinite gradient is the scaler's business, which leaves that update out.
+        images, target: what the step was taken on.
+        seconds: from the end of the step before to now.
+    """
+
+    number: int
+    numbers: Tensor
+    ready: torch.cuda.Event | None
+    images: Tensor
+    target: Tensor
+    learning_rate: float
+    world: int
+    seconds: float
+    waited: float
+    data: str | None
+    overflows: bool
+
+    def read(self) -> Step:
+        """Wait for the numbers.
+
+        Raises:
+            NotFinite: they are not.
+        """
+        if self.ready is not None:
+            self.ready.synchronize()
+        loss, norm, own = self.numbers.tolist()
+        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
+        here = math.isfinite(loss) or not math.isfinite(own)
+        if not math.isfinite(loss) or not (self.overflows or math.isfinite(norm)):
+            raise NotFinite(step=self.number, what=what, images=self.images, target=self.target, here=here)
+        size = len(self.images) * self.world
+        return Step(self.number, loss, norm, self.learning_rate, size, self.seconds, self.waited, self.data)
+
+
 def fit(
     state: State,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -86,11 +127,17 @@ def fit(
     seed: int,
     log_data: Callable[[int], bool],
     on_step: Callable[[Step], None],
+    pauses: Callable[[int], bool] = lambda _step: False,
+    on_pause: Callable[[int], None] = lambda _step: None,
 ) -> None:
     """Train over all `batches`, in place.
 
+    A GPU is given one step after the other without waiting for any: the numbers of a step are read while the next one
+    runs, but for the steps that pause. An update with a loss or a gradient that is not finite is left out by the
+    optimizer itself, and so is every later one, so that the weights are those before it when that is found out.
+
     Args:
-        state: on the device, its network in the layout of `channels_last`, in training mode after every `on_step`.
+        state: on the device, its network in the layout of `channels_last`, in training mode after every `on_pause`.
         batches: this process's part (image_BCHW uint8, label or target) of steps start, start + 1, ...
         model: the state's network as it is called: itself, compiled, or for several processes.
         objective: the loss.
@@ -101,7 +148,9 @@ def fit(
         clip_norm: largest norm of the whole gradient, or None.
         seed: of everything that the network draws in training, by step, process and part.
         log_data: whether the data of a step, from 1, are digested.
-        on_step: called after each update; it may validate, save, or raise to stop.
+        on_step: told of each update, in order; the state may be a step further.
+        pauses: whether `on_pause` is called after a step, from 1; asked once a step, in all processes.
+        on_pause: called when all steps up to this one were told; it may validate, save, or raise to stop.
 
     Raises:
         NotFinite: in all processes at once.
@@ -110,11 +159,20 @@ def fit(
     parameters = list(state.network.parameters())
     device = processes.device
     dtype = PRECISIONS[precision]
+    # The scaler of float16 decides about updates by itself, so there each step is looked at before the next.
+    waits = device.type != "cuda" or state.scaler.is_enabled()
+    broken = torch.zeros((), device=device)  # 1 from the first number that is not finite on
+    untold: list[_Taken] = []
+
+    def tell() -> None:
+        while untold:
+            on_step(untold.pop(0).read())
+
     begun = time.perf_counter()
+    state.network.train()
     for number, (image_BCHW, target) in enumerate(batches, start=start):
         waited = time.perf_counter() - begun
         runtime.failpoint("step", at=number + 1)
-        state.network.train()
         rate = learning_rate(number)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
@@ -134,24 +192,61 @@ def fit(
                 loss += value.detach()
                 # DDP divides the sum over processes by their number; the weights are already those of all of them.
                 torch.autograd.backward(state.scaler.scale(value * processes.world))
-        scalar = processes.total(loss).item()
-        if not math.isfinite(scalar):
-            here = not math.isfinite(loss.item())
-            raise NotFinite(step=number + 1, what=f"the loss is {scalar}", images=image_BCHW, target=target, here=here)
         state.scaler.unscale_(state.optimizer)
-        norm = nn.utils.clip_grad_norm_(parameters, math.inf if clip_norm is None else clip_norm).item()
-        # Under float16 the scaler leaves out an update that overflowed, and halves its scale: until that is used up.
-        if not math.isfinite(norm) and state.scaler.get_scale() <= 1:
-            raise NotFinite(
-                step=number + 1, what=f"the gradient's norm is {norm}", images=image_BCHW, target=target, here=True
+        norm = nn.utils.clip_grad_norm_(parameters, math.inf if clip_norm is None else clip_norm)
+        whole = processes.total(loss)
+        broken = torch.where(torch.isfinite(whole) & torch.isfinite(norm), broken, 1)
+        overflows = state.scaler.is_enabled() and state.scaler.get_scale() > 1  # until its halving is used up
+        _update(state, broken)
+        numbers, ready = _on_its_way(torch.stack([whole, norm, loss]))
+        now = time.perf_counter()
+        if not waits:
+            tell()  # the step before: this one runs meanwhile
+        untold.append(
+            _Taken(
+                number=number + 1,
+                numbers=numbers,
+                ready=ready,
+                images=image_BCHW,
+                target=target,
+                learning_rate=rate,
+                world=processes.world,
+                seconds=now - begun,
+                waited=waited,
+                data=data,
+                overflows=overflows,
             )
+        )
+        if waits:
+            tell()
+        state.follow(step=number + 1)
+        if pauses(number + 1):
+            tell()
+            on_pause(number + 1)
+            state.network.train()
+        begun = time.perf_counter()
+    tell()
+
+
+def _update(state: State, broken: Tensor) -> None:
+    """Let the optimizer go its step, unless a number is broken: fused optimizers look at that on the device."""
+    if state.scaler.is_enabled():
         state.scaler.step(state.optimizer)
         state.scaler.update()
-        state.follow(step=number + 1)
-        now = time.perf_counter()
-        size = len(image_BCHW) * processes.world
-        on_step(Step(number + 1, scalar, norm, rate, size, now - begun, waited, data))
-        begun = time.perf_counter()
+        return
+    state.optimizer.found_inf = broken  # type: ignore[attr-defined]  # how torch's own scaler tells them
+    state.optimizer.step()
+    del state.optimizer.found_inf  # type: ignore[attr-defined]
+
+
+def _on_its_way(numbers: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Numbers in the host's memory, and the event after which they are there; None: they are."""
+    if not numbers.is_cuda:
+        return numbers, None
+    host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True).copy_(numbers, non_blocking=True)
+    ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    ready.record()
+    return host, ready
 
 
 def digest(image_BCHW: Tensor, target: Tensor, *, processes: Processes) -> str:

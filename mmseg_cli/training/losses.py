@@ -7,7 +7,8 @@ is a mean over images.
 
 Written with log_softmax, gather and sort, whose backward passes are deterministic on CUDA as well.
 
-Shapes: B = batch, K = classes, H, W = height, width, P = pixels of an image, T = terms.
+Shapes: B = batch, K = classes, H, W = height, width of the target, h, w = those of the logits, which are resized to it
+bilinearly where they are coarser, P = pixels of an image, T = terms.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch import Tensor
 from mmseg_cli.data import balance
 from mmseg_cli.data.labels import IGNORE
 from mmseg_cli.errors import MmsegError
+from mmseg_cli.models.resizing import enlarged_cross_entropy, resize
 from mmseg_cli.names import LOSS_NAMES, unknown_name
 from mmseg_cli.training import rmi
 
@@ -61,7 +63,8 @@ class Objective:
         """This part's share of the step's loss: a scalar, float32. The shares of all parts add up to the loss.
 
         Args:
-            outputs: logits, or the main logits followed by auxiliary ones, all at the target's size.
+            outputs: logits, or the main logits followed by auxiliary ones; those of pixels may be coarser than the
+                target, each in its own measure.
             target: what the terms take.
             weights: weight_T, summed over all parts of the step. Where one is 0, nothing counts and the term is 0.
         """
@@ -112,7 +115,7 @@ class ClassificationCrossEntropy:
 class PixelCrossEntropy:
     """Cross entropy of a segmentation with label smoothing, a mean over the pixels that are not ignored.
 
-    logits_BKHW; target_BHW, train ids, 255 = ignore.
+    logits_BKhw; target_BHW, train ids, 255 = ignore.
 
     Attributes:
         label_smoothing: share of the uniform distribution in a pixel's target.
@@ -128,11 +131,8 @@ class PixelCrossEntropy:
 
     def total(self, logits: Tensor, target: Tensor) -> Tensor:
         """The sum over those pixels, times their class weights."""
-        log_BKHW = F.log_softmax(logits.float(), dim=1)
-        loss_BHW = _true_class_loss(log_BKHW, target)
-        if self.label_smoothing:
-            loss_BHW = (1 - self.label_smoothing) * loss_BHW - self.label_smoothing * log_BKHW.mean(dim=1)
-        return (loss_BHW * self._share(target)).sum()
+        class_BHW = target.long().masked_fill(target == IGNORE, 0)
+        return enlarged_cross_entropy(logits, class_BHW, self._share(target), label_smoothing=self.label_smoothing)
 
     def _share(self, target: Tensor) -> Tensor:
         kept_BHW = target != IGNORE
@@ -153,7 +153,7 @@ class _ImageMean:
 class Ohem(_ImageMean):
     """Online hard example mining (Shrivastava et al. 2016): cross entropy of hard pixels, as in HRNet-OCR's code.
 
-    logits_BKHW; target_BHW, train ids, 255 = ignore. DEVIATION: HRNet-OCR ranks the pixels of a GPU's whole batch and
+    logits_BKhw; target_BHW, train ids, 255 = ignore. DEVIATION: HRNet-OCR ranks the pixels of a GPU's whole batch and
     keeps a fixed number at least, so its loss depends on the number of GPUs. Here each image ranks its own and keeps a
     share, and the loss is the mean over images of the mean over an image's hard pixels.
 
@@ -168,7 +168,7 @@ class Ohem(_ImageMean):
 
     def total(self, logits: Tensor, target: Tensor) -> Tensor:
         """The sum over the images of each one's mean."""
-        loss_BP = _true_class_loss(F.log_softmax(logits.float(), dim=1), target).flatten(1)
+        loss_BP = _true_class_loss(F.log_softmax(_at_size(logits, target), dim=1), target).flatten(1)
         kept_BP = (target != IGNORE).flatten(1)
         with torch.no_grad():  # sort instead of kthvalue, which is not deterministic on CUDA
             hardest_BP = loss_BP.masked_fill(~kept_BP, -math.inf).sort(dim=1, descending=True).values
@@ -182,7 +182,7 @@ class Ohem(_ImageMean):
 class Dice(_ImageMean):
     """1 - Dice of each class, a mean over all K classes in which those absent from an image count 0, then over images.
 
-    logits_BKHW; target_BHW, train ids, 255 = ignore. From segmentation_models_pytorch, image by image.
+    logits_BKhw; target_BHW, train ids, 255 = ignore. From segmentation_models_pytorch, image by image.
 
     Raises:
         MmsegError: the package is not installed.
@@ -193,13 +193,13 @@ class Dice(_ImageMean):
 
     def total(self, logits: Tensor, target: Tensor) -> Tensor:
         """The sum over the images."""
-        return _sum_of_images(self._loss, logits, target)
+        return _sum_of_images(self._loss, _at_size(logits, target), target)
 
 
 class Lovasz(_ImageMean):
     """The Lovász-Softmax loss (Berman et al. 2018): a mean over the classes present in an image, then over images.
 
-    logits_BKHW; target_BHW, train ids, 255 = ignore. From segmentation_models_pytorch, image by image; it applies the
+    logits_BKhw; target_BHW, train ids, 255 = ignore. From segmentation_models_pytorch, image by image; it applies the
     softmax itself.
 
     Raises:
@@ -211,14 +211,14 @@ class Lovasz(_ImageMean):
 
     def total(self, logits: Tensor, target: Tensor) -> Tensor:
         """The sum over the images."""
-        return _sum_of_images(self._loss, logits, target)
+        return _sum_of_images(self._loss, _at_size(logits, target), target)
 
 
 @dataclass(frozen=True)
 class Rmi(_ImageMean):
     """Region mutual information (Zhao et al. 2019), as HMSA (arXiv 2005.10821) uses it; see `mmseg_cli.training.rmi`.
 
-    logits_BKHW; target_BHW, train ids, 255 = ignore. Half of it is the sigmoid binary cross entropy, summed over
+    logits_BKhw; target_BHW, train ids, 255 = ignore. Half of it is the sigmoid binary cross entropy, summed over
     classes and averaged over an image's valid pixels, and half is the negated bound of the mutual information, so it
     may be negative. DEVIATION: the authors average over a GPU's valid pixels.
 
@@ -234,7 +234,7 @@ class Rmi(_ImageMean):
         Raises:
             MmsegError: the images are too small.
         """
-        logits_BKHW = logits.float()
+        logits_BKHW = _at_size(logits, target)
         kept_B1HW = (target != IGNORE)[:, None]
         index_BHW = target.long().masked_fill(~kept_B1HW[:, 0], 0)
         truth_BKHW = F.one_hot(index_BHW, logits.shape[1]).movedim(3, 1) * kept_B1HW.float()
@@ -302,6 +302,11 @@ def _labelled(target_BHW: Tensor) -> Tensor:
     return (target_BHW != IGNORE).flatten(1).any(dim=1)
 
 
+def _at_size(logits_BKhw: Tensor, target_BHW: Tensor) -> Tensor:
+    """logits_BKHW, float32."""
+    return resize(logits_BKhw.float(), target_BHW.shape[-2:])
+
+
 def _true_class_loss(log_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
     """loss_BHW: minus the log probability of each pixel's class; of class 0 where it is ignored."""
     index_BHW = target_BHW.long().masked_fill(target_BHW == IGNORE, 0)
@@ -310,9 +315,9 @@ def _true_class_loss(log_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
 
 def _sum_of_images(loss: torch.nn.Module, logits_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
     """The loss of each image on its own, summed; wholly ignored images, which smp cannot handle, count 0."""
-    total: Tensor = 0 * logits_BKHW.float().sum()  # keeps a gradient where no image counts
+    total: Tensor = 0 * logits_BKHW.sum()  # keeps a gradient where no image counts
     for index in _labelled(target_BHW).nonzero().flatten().tolist():
-        total = total + loss(logits_BKHW[index, None].float(), target_BHW[index, None].long())
+        total = total + loss(logits_BKHW[index, None], target_BHW[index, None].long())
     return total
 
 

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from torch import Tensor, nn
 
@@ -144,12 +144,17 @@ def train(of: Run, network: nn.Module) -> Ended:
                 of.log(figures, step=step)
                 of.screen.note(f"step {step}: " + ", ".join(f"{key} {value:.4f}" for key, value in figures.items()))
 
-        def stop_if_asked(step: int) -> None:
+        asked = 0  # the signal that any process got
+
+        def is_asked() -> bool:
+            nonlocal asked
             asked = processes.largest(stop.signal_number or 0)
-            if asked:
-                save(step)
-                processes.meet()  # a launcher kills whoever goes on for long after the others ended
-                raise runtime.interrupted(of.run, asked, f"saved after step {step} of {section.steps}")
+            return bool(asked)
+
+        def stop_now(step: int) -> NoReturn:
+            save(step)
+            processes.meet()  # a launcher kills whoever goes on for long after the others ended
+            raise runtime.interrupted(of.run, asked, f"saved after step {step} of {section.steps}")
 
         def on_step(step: Step) -> None:
             if history is not None:
@@ -159,21 +164,37 @@ def train(of: Run, network: nn.Module) -> Ended:
                 if step.number % mirrored == 0 or step.number == section.steps:
                     speed = {"images_per_second": step.images / step.seconds, "data_wait": step.waited / step.seconds}
                     of.log(row | speed, step=step.number)
-            validated = step.number % section.validate_every == 0 or step.number == section.steps
-            if step.number % section.checkpoint_every == 0 or validated:
-                save(step.number)  # before a validation, which may take long: what is cut short is validated again
-            if validated:
-                validate_at(step.number)
-            stop_if_asked(step.number)
 
-        due = start > 0 and (start % section.validate_every == 0 or start == section.steps)
+        def validated(step: int) -> bool:
+            return step % section.validate_every == 0 or step == section.steps
+
+        def pauses(step: int) -> bool:
+            return is_asked() or validated(step) or step % section.checkpoint_every == 0
+
+        def on_pause(step: int) -> None:
+            if asked and not validated(step):
+                stop_now(step)
+            save(step)  # before a validation, which may take long: what is cut short is validated again
+            if validated(step):
+                validate_at(step)
+                if is_asked():
+                    stop_now(step)
+
+        due = start > 0 and validated(start)
         if processes.from_first(due and (history is None or history.figures(start) is None)):
             validate_at(start)  # it was cut short
-            stop_if_asked(start)
+            if is_asked():
+                stop_now(start)
         try:
             fit(
                 state,
-                loader.steps_loader(crops, start=start, stop=section.steps, workers=machine.workers),
+                loader.steps_loader(
+                    crops,
+                    start=start,
+                    stop=section.steps,
+                    workers=machine.workers,
+                    pinned=processes.device.type == "cuda",
+                ),
                 model=parts.callable_model(state.network, runtime=machine, processes=processes),
                 processes=processes,
                 objective=parts.objective(section, class_pixels=class_pixels, device=processes.device),
@@ -186,6 +207,8 @@ def train(of: Run, network: nn.Module) -> Ended:
                 seed=of.seed,
                 log_data=partial(_logged, every=-(-section.steps // LOGGED)),
                 on_step=on_step,
+                pauses=pauses,
+                on_pause=on_pause,
             )
         except NotFinite as error:
             raise _numerical_stop(of, state, error, items=crops.items(error.step - 1)) from error

@@ -46,8 +46,10 @@ CODE = (  # decides the weights of a run: what dvc.yaml lists for these stages
     "models/auxiliary.py",
     "models/blocks.py",
     "models/layers.py",
+    "models/lean.py",
     "models/norms.py",
     "models/own.py",
+    "models/resizing.py",
     "models/unet.py",
     "models/weights.py",
     "processes.py",
@@ -191,7 +193,10 @@ def run_stage(
         raise MmsegError(f"{stage}.dataset", f"{section.dataset} is for {store.task}", f"choose one for {task}")
     if params.runtime.deterministic:
         runtime.be_deterministic()
+    else:
+        runtime.try_algorithms()
     runtime.limit_threads(params.runtime.threads)
+    runtime.keep_freed_memory()
     body, before = params.network_of(variant), _record_before(previous)
     definition = _definition(section, store, before, stage=stage, network=body, seed=seed)
     with joined(params.runtime.device) as processes:

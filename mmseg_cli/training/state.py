@@ -19,7 +19,7 @@ class State:
 
     Attributes:
         network: with the auxiliary heads, where the recipe has them.
-        optimizer: of its parameters.
+        optimizer: of its parameters, in fused form: the loop tells it which updates to leave out.
         scaler: of the loss under float16; disabled otherwise.
         lookahead: where the recipe has it.
         ema: where the recipe has it.

@@ -1,0 +1,156 @@
+"""Training that keeps less for the backward pass: normalised and activated maps are computed again, not kept.
+
+Of ``conv(between(act(norm(x))))`` autograd keeps the input of every operation; here only ``x`` is kept, and the rest,
+which is cheap, is made again from it when the backward pass needs it: batch norm from the statistics that it took,
+hence without taking them a second time. The convolutions and the statistics, which are not cheap, run once. The idea
+is that of In-Place Activated BatchNorm (arXiv 1712.02616), whose inverse of the activation is not needed here.
+
+Forward passes are equal in every bit to the plain ones; gradients differ in last bits, because a map that is computed
+again is rounded once where it was rounded twice. What does not fit (evaluation, other norms, several processes, a
+convolution with a bias) takes the plain path, and so does ``torch.compile``, whose partitioner does the same by
+itself. The modules' own forward hooks are called on the plain path only.
+
+Shape suffixes: B batch, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+_aten = torch.ops.aten
+
+# In place, and backwards into the place of the input: what is computed again is needed only once.
+_ACTIVATIONS: dict[type[nn.Module], tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+    nn.ReLU: (_aten.relu_, lambda dy, x: _aten.threshold_backward.grad_input(dy, x, 0, grad_input=x)),
+    nn.SiLU: (_aten.silu_, lambda dy, x: _aten.silu_backward.grad_input(dy, x, grad_input=x)),
+    nn.Hardswish: (_aten.hardswish_, lambda dy, x: _aten.hardswish_backward.out(dy, x, out=x)),
+    nn.GELU: (_aten.gelu_, lambda dy, x: _aten.gelu_backward.grad_input(dy, x, grad_input=x)),
+}
+
+
+def norm_act(x_BCHW: Tensor, norm: nn.Module, act: nn.Module) -> Tensor:
+    """``act(norm(x))``: ``x_BCHW`` to the same shape."""
+    if not _fits(x_BCHW, norm, act):
+        y_BCHW: Tensor = act(norm(x_BCHW))
+        return y_BCHW
+    return _run(x_BCHW, norm, act, (), None)
+
+
+def norm_act_conv(
+    x_BCHW: Tensor, norm: nn.Module, act: nn.Module, conv: nn.Module, *, between: Sequence[nn.Module] = ()
+) -> Tensor:
+    """``conv(between(act(norm(x))))``: ``x_BCHW`` to what ``conv`` gives.
+
+    Args:
+        between: modules that keep the shape and are cheap to run again: squeeze-excite, a channel shuffle.
+    """
+    if not _fits(x_BCHW, norm, act) or type(conv) is not nn.Conv2d or conv.bias is not None:
+        y_BCHW: Tensor = conv(_in_turn(between, act(norm(x_BCHW))))
+        return y_BCHW
+    return _run(x_BCHW, norm, act, between, conv)
+
+
+def _fits(x_BCHW: Tensor, norm: nn.Module, act: nn.Module) -> bool:
+    """Whether ``norm`` is batch norm that trains on this process's images alone, and ``act`` one of ours."""
+    return (
+        type(norm) is nn.BatchNorm2d
+        and type(act) in _ACTIVATIONS
+        and norm.training
+        and norm.affine
+        and norm.track_running_stats
+        and norm.momentum is not None
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and x_BCHW.numel() > x_BCHW.shape[1]  # a single value per channel: the plain path says what is wrong
+    )
+
+
+def _run(
+    x_BCHW: Tensor, norm: nn.Module, act: nn.Module, between: Sequence[nn.Module], conv: nn.Conv2d | None
+) -> Tensor:
+    assert isinstance(norm, nn.BatchNorm2d)
+    between = [module for module in between if not isinstance(module, nn.Identity)]
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    weight = None if conv is None else conv.weight
+    parameters = [parameter for module in between for parameter in module.parameters()]
+    y_BCHW: Tensor = _Kept.apply(x_BCHW, norm.weight, norm.bias, weight, norm, act, between, conv, *parameters)
+    return y_BCHW
+
+
+def _in_turn(modules: Sequence[nn.Module], x_BCHW: Tensor) -> Tensor:
+    for module in modules:
+        x_BCHW = module(x_BCHW)
+    return x_BCHW
+
+
+class _Kept(torch.autograd.Function):
+    """Normalise, run what is cheap, convolve; and the same backwards, from the input and its statistics."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_BCHW: Tensor,
+        weight_C: Tensor,
+        bias_C: Tensor,
+        kernel: Tensor | None,
+        norm: nn.BatchNorm2d,
+        act: nn.Module,
+        between: Sequence[nn.Module],
+        conv: nn.Conv2d | None,
+        *parameters: Tensor,
+    ) -> Tensor:
+        normal_BCHW, mean_C, inverse_C = _aten.native_batch_norm(
+            x_BCHW, weight_C, bias_C, norm.running_mean, norm.running_var, True, norm.momentum, norm.eps
+        )
+        ctx.save_for_backward(x_BCHW, weight_C, bias_C, kernel, mean_C, inverse_C, *parameters)
+        device = x_BCHW.device.type
+        mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        ctx.precision = torch.autocast(device, torch.get_autocast_dtype(device)) if mixed else nullcontext()
+        ctx.eps, ctx.act, ctx.between, ctx.conv = norm.eps, act, between, conv
+        activate, _ = _ACTIVATIONS[type(act)]
+        y_BCHW = _in_turn(between, activate(normal_BCHW))
+        return y_BCHW if conv is None else conv(y_BCHW)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_BCHW: Tensor) -> tuple[Tensor | None, ...]:
+        x_BCHW, weight_C, bias_C, kernel, mean_C, inverse_C, *parameters = ctx.saved_tensors
+        scale_C = inverse_C * weight_C
+        shift_C = bias_C - mean_C * scale_C
+        normal_BCHW = torch.addcmul(shift_C[:, None, None], x_BCHW, scale_C[:, None, None]).to(x_BCHW.dtype)
+        active_BCHW = again_BCHW = ctx.act(normal_BCHW)
+        if ctx.between:
+            with torch.enable_grad(), ctx.precision:
+                again_BCHW = _in_turn(ctx.between, active_BCHW.requires_grad_())
+        dkernel = None
+        if ctx.conv is not None:
+            dy_BCHW, dkernel, _ = _aten.convolution_backward(
+                dy_BCHW,
+                again_BCHW.detach().to(dy_BCHW.dtype),
+                kernel.to(dy_BCHW.dtype),
+                None,
+                ctx.conv.stride,
+                ctx.conv.padding,
+                ctx.conv.dilation,
+                False,
+                [0, 0],
+                ctx.conv.groups,
+                [True, True, False],
+            )
+            dkernel = dkernel.to(kernel.dtype)
+        dparameters: Sequence[Tensor] = ()
+        if ctx.between:
+            dy_BCHW, *dparameters = torch.autograd.grad(again_BCHW, [active_BCHW, *parameters], dy_BCHW)
+        _, activate_backward = _ACTIVATIONS[type(ctx.act)]
+        dnormal_BCHW = activate_backward(dy_BCHW, normal_BCHW.detach())
+        dx_BCHW, dweight_C, dbias_C = _aten.native_batch_norm_backward(
+            dnormal_BCHW, x_BCHW, weight_C, None, None, mean_C, inverse_C, True, ctx.eps, [True, True, True]
+        )
+        return dx_BCHW, dweight_C, dbias_C, dkernel, None, None, None, None, *dparameters
