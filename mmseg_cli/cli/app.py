@@ -17,7 +17,20 @@ from typing import Annotated
 
 import typer
 
-from mmseg_cli.cli import ablate, compare, cost, data, doctor, evaluate, export, plan, predict, train, verify
+from mmseg_cli.cli import (
+    ablate,
+    bench_trials,
+    compare,
+    cost,
+    data,
+    doctor,
+    evaluate,
+    export,
+    plan,
+    predict,
+    train,
+    verify,
+)
 from mmseg_cli.cli.bench import bench_app
 from mmseg_cli.cli.common import example
 from mmseg_cli.cli.submit import submit_app
@@ -65,6 +78,18 @@ app.command(
 app.command(epilog=example("mmseg inspect data/demo/cityscapes"))(data.inspect)
 app.command(epilog=example("mmseg doctor --preset paper"))(doctor.doctor)
 app.command(epilog=example("mmseg plan paper", "mmseg plan paper --gpus 8x80GB"))(plan.plan)
+bench_app.command(
+    epilog=example(
+        "mmseg bench accuracy --hold-out 0006R0",
+        "mmseg bench accuracy --seconds 600 --peers torchvision-lraspp,smp-unet-resnet34 --variants mmbconv",
+    )
+)(bench_trials.accuracy)
+bench_app.command(epilog=example("mmseg bench calibration", "mmseg bench calibration --trials 200 --out /tmp/report"))(
+    bench_trials.calibration
+)
+bench_app.command(epilog=example("mmseg bench alike", "mmseg bench alike --trainings 60 --seeds 5 --block residual"))(
+    bench_trials.alike
+)
 app.add_typer(bench_app, name="bench")
 app.command(epilog=example("mmseg pretrain imagenet --variant mmbconv --seed 0", "mmseg pretrain mapillary"))(
     train.pretrain

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmseg_cli.cli.common import example, load, resumable
+from mmseg_cli.cli.common import example, load
 from mmseg_cli.errors import MmsegError
 
 if TYPE_CHECKING:
     from mmseg_cli.bench.predict import Contestant
 
+CAMVID = "camvid-small"  # the preset that two cores train in minutes
+
 bench_app = typer.Typer(
     no_args_is_help=True,
     help="Measure how fast this machine is, against the usual ways, and whether verdicts keep what they promise.",
-    epilog=example("mmseg bench data", "mmseg bench predict --preset paper", "mmseg bench calibration"),
+    epilog=example("mmseg bench data", "mmseg bench train", "mmseg bench accuracy", "mmseg bench calibration"),
 )
 
 
-def _report_folder(out: Path | None) -> Path:
+def report_folder(out: Path | None) -> Path:
     """Where a benchmark's report goes: a folder that the user names, else this machine's."""
     from mmseg_cli import runtime
     from mmseg_cli.files import require_writable
@@ -50,7 +53,7 @@ def data(
     from mmseg_cli.cli import screen
     from mmseg_cli.files import write_json, write_text
 
-    folder = _report_folder(out)
+    folder = report_folder(out)
     with (
         tempfile.TemporaryDirectory(dir=folder, prefix=".work-") as work,
         screen.Screen("bench data", unit="rounds") as show,
@@ -104,7 +107,7 @@ def predict(
             if value is not None:
                 raise MmsegError(option, "stands beside --run, which is one network", "leave out one of the two")
         contestants = _of_run(run)
-    folder = _report_folder(out)
+    folder = report_folder(out)
     where = runtime.pick_device(device, where="--device")
     with screen.Screen("bench predict", unit="rounds") as show:
         show.begin(total=len(contestants) * rounds)
@@ -125,85 +128,190 @@ def predict(
     screen.panel("bench predict", [("report", f"{folder}/predict.md, predict.json")], next_command=None)
 
 
-@bench_app.command(epilog=example("mmseg bench calibration", "mmseg bench calibration --trials 200 --out /tmp/report"))
-def calibration(
-    trials: Annotated[int, typer.Option(min=10, help="Simulated ablations of each configuration.")] = 2000,
-    seed: Annotated[int, typer.Option(min=0, help="Of all draws.")] = 0,
+@bench_app.command(epilog=example("mmseg bench train", "mmseg bench train --peers torchvision-lraspp --batch 8"))
+def train(
+    chosen: Annotated[
+        str | None, typer.Option("--peers", help="Networks of other libraries, separated by commas; all if left out.")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="Whose network ours is, with another width for each peer.")] = CAMVID,
+    variant: Annotated[str, typer.Option(help="Ours, of the preset.")] = "mmbconv",
+    height: Annotated[int, typer.Option(min=32, help="Of the images, in pixels.")] = 256,
+    width: Annotated[int, typer.Option(min=32, help="Of the images, in pixels.")] = 384,
+    batch: Annotated[int, typer.Option(min=2, help="Images of a training step.")] = 4,
+    classes: Annotated[int, typer.Option(min=2, help="That the networks tell apart.")] = 11,
+    rounds: Annotated[int, typer.Option(min=1, help="How often ours and a peer take turns.")] = 7,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; else one per core.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="float32, or bfloat16 by automatic mixed precision.")] = "float32",
     out: Annotated[
-        Path | None, typer.Option(help="Folder of calibration.md and calibration.json; else reports/bench/MACHINE.")
+        Path | None, typer.Option(help="Folder of train.md and train.json; else reports/bench/MACHINE.")
     ] = None,
 ) -> None:
-    """Do intervals and verdicts keep what they promise? Simulated ablations whose truth is known, judged as real ones.
+    """Training and inference of our network against other libraries' at equal multiply-accumulates, and their memory.
 
-    Coverage, false verdicts and power, next to the textbook's interval and three bootstraps. See docs/statistics.md.
+    Needs the packages of `pip install 'mmseg-cli[bench]'`; a network whose package is missing is left out.
     """
-    from mmseg_cli.bench import calibration as room
-    from mmseg_cli.bench.calibration_trials import Size
+    from mmseg_cli import runtime
+    from mmseg_cli.bench import train as room
     from mmseg_cli.cli import screen
     from mmseg_cli.files import write_json, write_text
+    from mmseg_cli.names import unknown_name
 
-    folder = _report_folder(out)
-    size = Size(trials=trials, bootstrap_trials=min(trials, Size.bootstrap_trials), seed=seed)
-    calls = room.plan(size)
-    with screen.Screen("bench calibration", unit="parts") as show:
-        show.begin(total=len(calls))
-        result = room.run(calls, size, advance=show.advance)
-    write_json(folder / "calibration.json", result)
-    write_text(folder / "calibration.md", room.markdown(result))
-    for title, rows in room.tables(result).items():
-        if rows:
-            screen.table(title, room.headings(result), rows)
-    panel = [("report", f"{folder}/calibration.md, calibration.json")]
-    screen.panel("bench calibration", panel, next_command="mmseg bench alike")
-
-
-@bench_app.command(epilog=example("mmseg bench alike", "mmseg bench alike --trainings 60 --seeds 5 --block residual"))
-def alike(
-    trainings: Annotated[int, typer.Option(min=1, help="Tiny trainings, each with a seed of its own.")] = 240,
-    seeds: Annotated[int, typer.Option(min=1, help="Of a variant; 2, 3 and 5 are reported as well.")] = 3,
-    block: Annotated[str, typer.Option(help="The block that all of them have.")] = "mmbconv",
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of alike.md and alike.json; else reports/bench/MACHINE.")
-    ] = None,
-) -> None:
-    """How often are real trainings called different that only differ in their seed? One block, many tiny trainings.
-
-    Two seconds a training, on one thread. The same command goes on with what was interrupted. See docs/statistics.md.
-    """
-    import shutil
-
-    from mmseg_cli.bench import alike as room
-    from mmseg_cli.cli import screen
-    from mmseg_cli.files import write_json, write_text
-    from mmseg_cli.names import BLOCK_NAMES, unknown_name
-
-    if block not in BLOCK_NAMES:
-        raise unknown_name("--block", block, BLOCK_NAMES)
-    room.require_enough(trainings, seeds)
-    folder = _report_folder(out)
-    project = Path(".work") / f"bench-alike-{block}"
-    with (
-        resumable(project, "trainings that are done are kept"),
-        screen.Screen("bench alike", unit="trainings") as show,
-    ):
-        show.begin(total=trainings)
+    if precision not in ("float32", "bfloat16"):
+        raise unknown_name("--precision", precision, ("float32", "bfloat16"))
+    names = peers_of(chosen)
+    _, params = load(preset)
+    network = params.network_of(variant)
+    folder = report_folder(out)
+    where = runtime.pick_device(device, where="--device")
+    with screen.Screen("bench train", unit="rounds") as show:
+        show.begin(total=len(names) * (2 * rounds + 2))
         result = room.run(
-            project,
-            block=block,
-            trainings=trainings,
-            seeds=seeds,
-            size=room.Size(),
+            names,
+            network=network,
+            size=(height, width),
+            batch=batch,
+            classes=classes,
+            rounds=rounds,
+            threads=threads,
+            device=where,
+            precision=precision,
             advance=show.advance,
             warn=show.warn,
         )
-    write_json(folder / "alike.json", result)
-    write_text(folder / "alike.md", room.markdown(result))
-    shutil.rmtree(project, ignore_errors=True)
+    write_json(folder / "train.json", result)
+    write_text(folder / "train.md", room.markdown(result))
     for title, rows in room.tables(result).items():
-        if rows:
-            screen.table(title, room.HEADINGS, rows)
-    miou = room.in_words([row["miou"] for row in result["runs"]])
-    screen.panel("bench alike", [("mIoU", miou), ("report", f"{folder}/alike.md, alike.json")], next_command=None)
+        screen.table(title, room.headings(title), rows)
+    screen.panel("bench train", [("report", f"{folder}/train.md, train.json")], next_command="mmseg bench accuracy")
+
+
+@bench_app.command(
+    epilog=example("mmseg bench gains", "mmseg bench gains --blocks mmbconv --ways ours,compile --device cuda")
+)
+def gains(
+    blocks: Annotated[str | None, typer.Option(help="Separated by commas; all of ours if left out.")] = None,
+    ways: Annotated[
+        str | None, typer.Option(help="Separated by commas; all but compile if left out, which takes minutes on a CPU.")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="Whose network it is, with each block in turn.")] = CAMVID,
+    height: Annotated[int, typer.Option(min=32, help="Of the images, in pixels.")] = 256,
+    width: Annotated[int, typer.Option(min=32, help="Of the images, in pixels.")] = 384,
+    batch: Annotated[int, typer.Option(min=1, help="Images of a step.")] = 4,
+    classes: Annotated[int, typer.Option(min=2, help="That the network tells apart.")] = 11,
+    rounds: Annotated[int, typer.Option(min=1, help="How often the ways take turns.")] = 9,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; else one per core.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of gains.md and gains.json; else reports/bench/MACHINE.")
+    ] = None,
+) -> None:
+    """What each way of training faster gains, for each block, against torch's operations one by one.
+
+    The ways are checked to train the same before they are timed.
+    """
+    from mmseg_cli import runtime
+    from mmseg_cli.bench import gains as room
+    from mmseg_cli.cli import screen
+    from mmseg_cli.files import write_json, write_text
+    from mmseg_cli.names import BLOCK_NAMES
+
+    chosen = _chosen("--blocks", blocks, BLOCK_NAMES)
+    wanted = [way for way in room.WAYS if way != "compile"] if ways is None else _chosen("--ways", ways, room.WAYS)
+    _, params = load(preset)
+    folder = report_folder(out)
+    where = runtime.pick_device(device, where="--device")
+    with screen.Screen("bench gains", unit="rounds") as show:
+        show.begin(total=len(chosen) * rounds)
+        result = room.run(
+            chosen,
+            wanted,
+            network=params.network.model_dump(),
+            size=(height, width),
+            batch=batch,
+            classes=classes,
+            rounds=rounds,
+            threads=threads,
+            device=where,
+            advance=show.advance,
+            warn=show.warn,
+        )
+    write_json(folder / "gains.json", result)
+    write_text(folder / "gains.md", room.markdown(result))
+    for title, rows in room.tables(result).items():
+        screen.table(title, room.HEADINGS, rows)
+    screen.panel("bench gains", [("report", f"{folder}/gains.md, gains.json")], next_command="mmseg bench train")
+
+
+@bench_app.command(epilog=example("mmseg bench growth", "mmseg bench growth --rounds 3 --out /tmp/report"))
+def growth(
+    preset: Annotated[str, typer.Option(help="Whose network is turned.")] = CAMVID,
+    variant: Annotated[str, typer.Option(help="Of the preset.")] = "mmbconv",
+    large: Annotated[str, typer.Option(help="The preset that is put on many GPUs, on paper.")] = "paper",
+    rounds: Annotated[int, typer.Option(min=1, help="How often all settings of one thing take turns.")] = 7,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; else one per core.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of growth.md, .json and .png; else reports/bench/MACHINE.")
+    ] = None,
+) -> None:
+    """How time and memory grow with crop, width, depth, batch, images and processes, and what MMBConv costs by width.
+
+    With fitted exponents, a roofline, and a preset on 8 and 64 GPUs on paper.
+    """
+    from mmseg_cli import runtime
+    from mmseg_cli.bench import growth as room
+    from mmseg_cli.bench import growth_report as page
+    from mmseg_cli.bench import on_paper
+    from mmseg_cli.cli import screen
+    from mmseg_cli.files import write_json, write_text
+
+    _, params = load(preset)
+    _, larger = load(large)
+    section = larger.section_of(variant, "train")
+    crop = (section.crop[0], section.crop[1])
+    counted = on_paper.count(large, larger.network_of(variant), classes=19, batch=section.batch, size=crop)
+    folder = report_folder(out)
+    where = runtime.pick_device(device, where="--device")
+    with screen.Screen("bench growth", unit="rounds") as show:
+        result = room.run(
+            room.Plan(rounds=rounds),
+            network=params.network_of(variant),
+            classes=11,
+            on_paper=counted,
+            device=where,
+            threads=threads,
+            begin=lambda total: show.begin(total=total),
+            advance=show.advance,
+        )
+    page.figure(result, folder / "growth.png")
+    write_json(folder / "growth.json", result)
+    write_text(folder / "growth.md", page.markdown(result))
+    for title, (headings, rows) in page.tables(result).items():
+        screen.table(title, headings, rows)
+    screen.panel("bench growth", [("report", f"{folder}/growth.md, .json, .png")], next_command=f"mmseg plan {large}")
+
+
+def peers_of(chosen: str | None) -> list[str]:
+    """The peers that an option names; all where it is left out, none where it says so."""
+    from mmseg_cli.bench.peers import PEERS
+
+    return [] if chosen == "none" else _chosen("--peers", chosen, PEERS)
+
+
+def _chosen(option: str, text: str | None, known: Collection[str]) -> list[str]:
+    """The names in an option, each once; all that are known where it is left out."""
+    from mmseg_cli.names import unknown_name
+
+    if text is None:
+        return list(known)
+    names = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    for name in names:
+        if name not in known:
+            raise unknown_name(option, name, known)
+    if not names:
+        raise MmsegError(option, "is empty", "name at least one, separated by commas")
+    return names
 
 
 def _of_run(run: Path) -> dict[str, Contestant]:

@@ -211,6 +211,14 @@ def _training_mode(module: nn.Module, *, on: bool) -> Iterator[None]:
             submodule.training = training
 
 
+def mean_cross_entropy(logits: Tensor, class_BHW: Tensor) -> Tensor:
+    """As training computes it: of logits_BKhw at the labels' size, or of a classification's logits_BK."""
+    if logits.ndim == 2:
+        return F.cross_entropy(logits, class_BHW[:, 0, 0])
+    share_BHW = torch.full(class_BHW.shape, 1 / class_BHW.numel(), device=logits.device)
+    return enlarged_cross_entropy(logits, class_BHW, share_BHW)
+
+
 @dataclass(frozen=True)
 class Work:
     """What a measured network works on, and how.
@@ -221,6 +229,7 @@ class Work:
         device: ``cpu``, ``cuda`` or ``cuda:<n>``.
         autocast: the type for automatic mixed precision, such as ``torch.bfloat16``; None for float32.
         memory_format: of images and weights.
+        loss: of float32 logits and class_BHW, int64 at the images' size; at a module's top level.
     """
 
     batch: int
@@ -229,6 +238,7 @@ class Work:
     device: str
     autocast: torch.dtype | None = None
     memory_format: torch.memory_format = torch.channels_last
+    loss: Callable[[Tensor, Tensor], Tensor] = mean_cross_entropy
 
     def images(self) -> Tensor:
         """Noise in [0, 1), the same every time: x_BCHW on the device."""
@@ -281,7 +291,7 @@ def step_seconds(
     Returns:
         Name -> seconds of each measured step, in the order of measurement.
     """
-    steps = {name: _training_step(network, work=work) for name, network in networks.items()}
+    steps = {name: training_step(network, work=work) for name, network in networks.items()}
     return _in_turns(steps, read=time.perf_counter, work=work, rounds=range(-warmup, repeats), advance=advance)
 
 
@@ -350,7 +360,7 @@ def step_joules(
     Returns:
         Name -> joules of one step, the mean over each measured run, in the order of measurement.
     """
-    steps = {name: _training_step(network, work=work) for name, network in networks.items()}
+    steps = {name: training_step(network, work=work) for name, network in networks.items()}
     once = _in_turns(steps, read=time.perf_counter, work=work, rounds=range(-warmup, 1), advance=_nothing)
     counts = {name: max(1, math.ceil(seconds / taken)) for name, (taken,) in once.items()}
 
@@ -384,21 +394,16 @@ def _in_turns(
     return taken
 
 
-def _training_step(network: nn.Module, *, work: Work) -> Callable[[], None]:
+def training_step(network: nn.Module, *, work: Work) -> Callable[[], None]:
     """Place ``network`` and give a function that trains it by one step on fixed noise."""
     work.place(network)
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, fused=True)
     images_BCHW = work.images()
     class_BHW = torch.zeros((work.batch, work.height, work.width), dtype=torch.long, device=work.device)
-    share_BHW = torch.full(class_BHW.shape, 1 / class_BHW.numel(), device=work.device)
 
     def step() -> None:
-        logits = work.run(network, images_BCHW)
-        if logits.ndim == 2:
-            loss = F.cross_entropy(logits.float(), class_BHW[:, 0, 0])
-        else:
-            loss = enlarged_cross_entropy(logits, class_BHW, share_BHW)
+        loss = work.loss(work.run(network, images_BCHW).float(), class_BHW)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimizer.step()
@@ -442,7 +447,7 @@ def peak_training_bytes(make_network: Callable[..., nn.Module], arguments: Mappi
 
 
 def _two_steps(network: nn.Module, work: Work) -> None:
-    step = _training_step(network, work=work)
+    step = training_step(network, work=work)
     step()
     step()
     work.wait()
@@ -464,7 +469,7 @@ def _peak_on_cpu(make_network: Callable[..., nn.Module], arguments: Mapping[str,
     torch.set_num_threads(threads)
     runtime.keep_freed_memory()  # as training does
     # Loads the libraries that the first step of any network needs: they are no network's cost.
-    warm_up = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    warm_up = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
     for _ in range(2):
         _two_steps(warm_up, replace(work, batch=2, height=16, width=16))
     gc.collect()

@@ -1,0 +1,312 @@
+"""`mmseg bench gains`: what each way of training faster gains, for each block, against torch's operations one by one.
+
+The ways build on each other, so that each row's gain over the row before is its own; the last rows are tried on top of
+all and are what a user can turn on. All take turns, round by round, on the same images; before anything is timed, the
+loss after some steps is checked to be the plain way's.
+
+Shape suffixes: B batch, C channels, H, W height and width; h, w those before resizing; K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmseg_cli import runtime
+from mmseg_cli.ablation.costs import versus
+from mmseg_cli.bench import peers
+from mmseg_cli.bench.turns import take_turns
+from mmseg_cli.models import cost, lean
+from mmseg_cli.models.unet import DecoderLevel, recompute_blocks
+
+PLAIN, OURS = "plain", "ours"
+CHECKED_STEPS = 3
+SAME = {"float32": 1e-4, "bfloat16": 0.03}  # by which losses may differ, relative
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to take a step.
+
+    Attributes:
+        what: in words.
+        loss, joined, kept: whether the loss enlarges logits image by image, the decoder's convolution runs in two
+            parts, and norms and activations are computed again.
+        fused: whether the optimizer is.
+        compile, recompute: see the runtime section of params.yaml.
+        precision: float32 or bfloat16.
+    """
+
+    what: str
+    fused: bool = True
+    loss: bool = True
+    joined: bool = True
+    kept: bool = True
+    compile: bool = False
+    recompute: bool = False
+    precision: str = "float32"
+
+
+WAYS = {
+    PLAIN: Way("torch's operations one by one, channels_last", fused=False, loss=False, joined=False, kept=False),
+    "optimizer": Way("and torch's fused optimizer", loss=False, joined=False, kept=False),
+    "loss": Way("and logits enlarged image by image in the loss", joined=False, kept=False),
+    "decoder": Way("and the decoder's joining convolution in two parts, resizing backwards by matrices", kept=False),
+    OURS: Way("and norms and activations computed again instead of kept: what training does"),
+    "bfloat16": Way("ours by automatic mixed precision", precision="bfloat16"),
+    "recompute": Way("ours with runtime.recompute", recompute=True),
+    "compile": Way("ours with runtime.compile", compile=True),
+}
+
+
+def _plain_cross_entropy(logits_BKhw: Tensor, class_BHW: Tensor) -> Tensor:
+    size = list(class_BHW.shape[-2:])
+    return F.cross_entropy(F.interpolate(logits_BKhw, size=size, mode="bilinear", align_corners=False), class_BHW)
+
+
+def _plain_decoder(self: DecoderLevel, coarser_BCHW: Tensor, skip_BCHW: Tensor) -> Tensor:
+    size = list(skip_BCHW.shape[-2:])
+    upsampled_BCHW = F.interpolate(coarser_BCHW, size=size, mode="bilinear", align_corners=False)
+    return self._run_blocks(self.fuse(torch.cat([skip_BCHW, upsampled_BCHW], dim=1)))
+
+
+@contextmanager
+def _as(way: Way) -> Iterator[None]:
+    """Inside the block our modules run in this way."""
+    with ExitStack() as stack:
+        if not way.kept:
+            stack.enter_context(patch.object(lean, "_fits", lambda *_: False))
+        if not way.joined:
+            stack.enter_context(patch.object(DecoderLevel, "forward", _plain_decoder))
+        yield
+
+
+def step_of(way: Way, network: nn.Module, work: cost.Work) -> Callable[[], Tensor]:
+    """A function that trains `network` by one step in one way, and gives the loss."""
+    own = replace(
+        work,
+        autocast=torch.bfloat16 if way.precision == "bfloat16" else None,
+        loss=cost.mean_cross_entropy if way.loss else _plain_cross_entropy,
+    )
+    own.place(network)
+    network.train()
+    recompute_blocks(network, on=way.recompute)
+    model: Any = torch.compile(network) if way.compile else network
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=way.fused)
+    images_BCHW = own.images()
+    class_BHW = torch.arange(work.width, device=work.device).expand(work.batch, work.height, -1) % 2
+
+    def step() -> Tensor:
+        with _as(way):
+            loss = own.loss(own.run(model, images_BCHW).float(), class_BHW)
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+        optimizer.step()
+        own.wait()
+        return loss.detach()
+
+    return step
+
+
+def _check(losses: Mapping[str, list[float]]) -> dict[str, float]:
+    """The largest relative difference of each way's losses from the plain way's.
+
+    Raises:
+        RuntimeError: a way trains something else.
+    """
+    found = {}
+    for name, values in losses.items():
+        differ = max(abs(own - plain) / abs(plain) for own, plain in zip(values, losses[PLAIN], strict=True))
+        if not differ <= SAME[WAYS[name].precision]:
+            raise RuntimeError(f"{name}: its losses differ from the plain way's by {differ:.2g}, relative")
+        found[name] = differ
+    return found
+
+
+def _block(
+    network: Mapping[str, Any],
+    ways: Sequence[str],
+    *,
+    classes: int,
+    work: cost.Work,
+    rounds: int,
+    advance: Callable[[], None],
+    warn: Callable[[str], None],
+) -> dict[str, Any]:
+    """All ways of one block."""
+    steps: dict[str, Callable[[], Tensor]] = {}
+    losses: dict[str, list[float]] = {}
+    kept: dict[str, int] = {}
+    left_out: dict[str, str] = {}
+    for name in ways:
+        runtime.seed_everything(0)
+        made = peers.build_ours(network=network, classes=classes)
+        try:
+            with _as(WAYS[name]):
+                kept[name] = 0 if WAYS[name].compile else _kept_bytes(made, WAYS[name], work)
+            step = step_of(WAYS[name], made, work)
+            losses[name] = [float(step()) for _ in range(CHECKED_STEPS)]
+            steps[name] = step
+        except Exception as error:  # of a compiler, which has no class of its own
+            if not WAYS[name].compile:
+                raise
+            left_out[name] = " ".join(str(error).split())[:160]
+            warn(f"{network['block']}: {name} is left out: {left_out[name]}")
+    differ = _check(losses)
+    timings = take_turns(
+        {name: lambda _number, step=step: step() for name, step in steps.items()},  # type: ignore[misc]
+        reference=PLAIN,
+        rounds=rounds,
+        calls=1,
+        units=work.batch,
+        advance=advance,
+    )
+    torch._dynamo.reset()
+    return {
+        "ways": {
+            name: {"images_per_second": timing.rates, "kept_bytes": kept[name], "loss_differs": differ[name]}
+            for name, timing in timings.items()
+        },
+        "left_out": left_out,
+    }
+
+
+def _kept_bytes(network: nn.Module, way: Way, work: cost.Work) -> int:
+    """Bytes that autograd keeps for backward, counted: of the network and of its loss."""
+    recompute_blocks(network, on=way.recompute)
+    found = cost.activation_bytes(_WithLoss(network, way), (work.batch, 3, work.height, work.width))
+    recompute_blocks(network, on=False)
+    return found
+
+
+class _WithLoss(nn.Module):
+    def __init__(self, network: nn.Module, way: Way) -> None:
+        super().__init__()
+        self.network, self.way = network, way
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        target_BHW = torch.zeros((len(x_BCHW), *x_BCHW.shape[2:]), dtype=torch.long, device=x_BCHW.device)
+        logits_BKhw = self.network(x_BCHW)
+        return (cost.mean_cross_entropy if self.way.loss else _plain_cross_entropy)(logits_BKhw, target_BHW)
+
+
+def run(
+    blocks: Sequence[str],
+    ways: Sequence[str],
+    *,
+    network: Mapping[str, Any],
+    size: tuple[int, int],
+    batch: int,
+    classes: int,
+    rounds: int,
+    threads: int | None,
+    device: torch.device,
+    advance: Callable[[], None],
+    warn: Callable[[str], None],
+) -> dict[str, Any]:
+    """The whole benchmark, block after block.
+
+    Args:
+        blocks: names of `names.BLOCK_NAMES`.
+        ways: keys of WAYS; `plain` is always among them.
+        network: ours, whose block is changed.
+        size: (height, width) of the images.
+        batch: images of a step.
+        advance: called after each round of each block.
+        warn: called with what is left out, and why.
+
+    Returns:
+        The content of the JSON report.
+    """
+    runtime.limit_threads(threads)
+    runtime.keep_freed_memory()
+    work = cost.Work(batch, size[0], size[1], str(device))
+    wanted = [name for name in WAYS if name in {*ways, PLAIN}]
+    found = {
+        block: _block(
+            {**network, "block": block},
+            wanted,
+            classes=classes,
+            work=work,
+            rounds=rounds,
+            advance=advance,
+            warn=warn,
+        )
+        for block in blocks
+    }
+    environment = dict(runtime.environment())
+    if device.type == "cuda":
+        environment["accelerator"] = torch.cuda.get_device_name(device)
+    return {
+        "environment": environment,
+        "settings": {
+            "network": dict(network),
+            "size": list(size),
+            "batch": batch,
+            "classes": classes,
+            "rounds": rounds,
+            "threads": torch.get_num_threads(),
+            "device": str(device),
+        },
+        "blocks": found,
+    }
+
+
+HEADINGS = ("way", "images/s", f"times {PLAIN}", "95 %", "kept MB/image", "loss differs by")
+
+
+def tables(result: dict[str, Any]) -> dict[str, list[tuple[str, ...]]]:
+    """The rows of each block under HEADINGS."""
+    found = {}
+    for block, parts in result["blocks"].items():
+        plain = parts["ways"][PLAIN]["images_per_second"]
+        rows: list[tuple[str, ...]] = []
+        for name, row in parts["ways"].items():
+            timing = versus(row["images_per_second"], plain)
+            kept = row["kept_bytes"] / result["settings"]["batch"] / 1e6
+            rows.append(
+                (
+                    name,
+                    f"{median(row['images_per_second']):.3g}",
+                    f"{timing.ratio:.2f}",
+                    "-" if timing.low is None else f"{timing.low:.2f} - {timing.high:.2f}",
+                    f"{kept:.1f}" if kept else "-",
+                    f"{row['loss_differs']:.1e}",
+                )
+            )
+        found[block] = rows
+    return found
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The report as markdown."""
+    machine = ", ".join(f"{key} {value}" for key, value in result["environment"].items())
+    settings = result["settings"]
+    height, width = settings["size"]
+    network = ", ".join(f"{key} {value}" for key, value in settings["network"].items() if key != "block")
+    lines = [
+        "# What each way of training gains",
+        "",
+        f"A training step on {settings['batch']} images of {height}x{width}: forward, cross entropy of",
+        f"{settings['classes']} classes at the images' size, backward, AdamW. {settings['threads']} threads, device",
+        f"{settings['device']}; all ways in turns, {settings['rounds']} rounds; ratios are medians over the rounds",
+        "with their 95 % interval. Each way but the last three builds on the one before. Kept is what autograd keeps",
+        f"for backward, counted, in float32. The last column compares the losses of {CHECKED_STEPS} steps with",
+        f"the plain way's, relative. The network: {network}. Machine: {machine}.",
+        "",
+        *(f"- `{name}`: {way.what}." for name, way in WAYS.items()),
+    ]
+    for block, rows in tables(result).items():
+        lines += ["", f"## {block}", "", "| " + " | ".join(HEADINGS) + " |", "|:--|--:|--:|--:|--:|--:|"]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        for name, why in result["blocks"][block]["left_out"].items():
+            lines += ["", f"Left out: `{name}` ({why})."]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,349 @@
+"""`mmseg bench train`: our network against those of other libraries, each pair at equal multiply-accumulates.
+
+A step is a whole one: forward, cross entropy at the images' size, backward, SGD with momentum. An inference is one
+image from normalised pixels to logits of its size. Ours and the peer take turns, round by round; each runs in the
+memory layout that was faster for it in a short trial, in training and in inference apart. Ours and, where torch.fx can
+follow them, the peers' networks have their batch norms folded into the convolutions for inference.
+
+Shapes: B = batch, C = 3 colours, H, W = height, width.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mmseg_cli import runtime
+from mmseg_cli.ablation.costs import versus
+from mmseg_cli.bench import peers
+from mmseg_cli.bench.turns import take_turns
+from mmseg_cli.errors import MmsegError, ResourceError
+from mmseg_cli.models import cost
+from mmseg_cli.models.fold import fold_norms
+
+OURS = "ours"
+LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+TRIALS = 2  # calls of each layout, after one that does not count
+TOLERANCE = 0.1  # of the multiply-accumulates of a pair
+PEAK_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns of the matrices whose product gives the device's peak
+PEAK_ROUNDS = 7
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A network in its own best way.
+
+    Attributes:
+        make: builds it; at a module's top level.
+        arguments: of `make`.
+        loss: see `mmseg_cli.models.cost.Work`.
+        fold: makes what inference runs, from a network in evaluation mode.
+    """
+
+    make: Callable[..., nn.Module]
+    arguments: Mapping[str, Any]
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    fold: Callable[[nn.Module], nn.Module]
+
+    def build(self) -> nn.Module:
+        """Make the network."""
+        return self.make(**self.arguments)
+
+
+def _by_fx(network: nn.Module) -> nn.Module:
+    """A peer with its batch norms folded, as far as torch.fx can follow its code; else as it is."""
+    from torch.fx.experimental.optimization import fuse
+
+    inner = network.network if isinstance(network, peers._Out) else network
+    try:
+        folded = fuse(copy.deepcopy(inner).eval())
+    except Exception:  # of tracing, which fails in as many ways as there are networks
+        return network.eval()
+    if isinstance(network, peers._Out):
+        return peers._Out(folded).eval()
+    made: nn.Module = folded
+    return made
+
+
+def has_norms(network: nn.Module) -> bool:
+    """Whether a batch norm is left."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype) -> list[float]:
+    """FLOP/s of products of two large square matrices, one number a round."""
+    size = PEAK_SIZE[device.type]
+    one, other = (torch.rand(size, size, device=device, dtype=dtype) for _ in range(2))
+    rates = []
+    for _ in range(PEAK_ROUNDS + 1):
+        _wait(device)
+        begun = time.perf_counter()
+        for _ in range(3):
+            one @ other
+        _wait(device)
+        rates.append(3 * 2 * size**3 / (time.perf_counter() - begun))
+    return rates[1:]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _training(contender: Contender, work: cost.Work) -> Callable[[], None]:
+    step = cost.training_step(contender.build(), work=work)
+
+    def run() -> None:
+        step()
+        work.wait()
+
+    return run
+
+
+def _inference(contender: Contender, work: cost.Work) -> Callable[[], None]:
+    network = contender.fold(contender.build().eval())
+    work.place(network)
+    images_BCHW = work.images()
+
+    def run() -> None:
+        with torch.inference_mode():
+            work.run(network, images_BCHW)
+        work.wait()
+
+    return run
+
+
+@contextmanager
+def _true_float32() -> Iterator[None]:
+    """Inference in float32 is without TF32, as `mmseg evaluate` predicts."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def _in_best_layout(
+    prepare: Callable[[Contender, cost.Work], Callable[[], None]], contender: Contender, work: cost.Work
+) -> tuple[str, Callable[[], None]]:
+    """The faster of the two layouts, by its name, and the call in it."""
+    best: tuple[float, str, Callable[[], None]] | None = None
+    for name, layout in LAYOUTS.items():
+        call = prepare(contender, replace(work, memory_format=layout, loss=contender.loss))
+        call()
+        seconds = []
+        for _ in range(TRIALS):
+            begun = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - begun)
+        if best is None or min(seconds) < best[0]:
+            best = (min(seconds), name, call)
+    assert best is not None
+    return best[1], best[2]
+
+
+def _pair(
+    contenders: Mapping[str, Contender],
+    peer: str,
+    *,
+    work: cost.Work,
+    rounds: int,
+    advance: Callable[[], None],
+) -> dict[str, Any]:
+    """A peer and ours: counts, peak memory, and rates of training and of inference in turns."""
+    found: dict[str, Any] = {}
+    for name, contender in contenders.items():
+        network = contender.build()
+        counted = cost.describe(network, (2, 3, work.height, work.width))
+        found[name] = {
+            "parameters": counted.parameters,
+            "macs": counted.macs // 2,
+            "folded": not has_norms(contender.fold(network.eval())),
+        }
+    single = replace(work, batch=1)
+    for what, prepare, on in (("training", _training, work), ("inference", _inference, single)):
+        with _true_float32():
+            ready = {name: _in_best_layout(prepare, contender, on) for name, contender in contenders.items()}
+            timings = take_turns(
+                {name: lambda _number, call=call: call() for name, (_, call) in ready.items()},  # type: ignore[misc]
+                reference=peer,
+                rounds=rounds,
+                calls=1,
+                units=on.batch,
+                advance=advance,
+            )
+        for name, timing in timings.items():
+            found[name][what] = {"layout": ready[name][0], "images_per_second": timing.rates}
+        del ready
+    for name, contender in contenders.items():
+        layout = LAYOUTS[found[name]["training"]["layout"]]
+        own = replace(work, memory_format=layout, loss=contender.loss)
+        found[name]["peak_bytes"] = cost.peak_training_bytes(contender.make, contender.arguments, work=own)
+        advance()
+    return found
+
+
+def run(
+    names: Sequence[str],
+    *,
+    network: Mapping[str, Any],
+    size: tuple[int, int],
+    batch: int,
+    classes: int,
+    rounds: int,
+    threads: int | None,
+    device: torch.device,
+    precision: str,
+    advance: Callable[[], None],
+    warn: Callable[[str], None],
+) -> dict[str, Any]:
+    """The whole benchmark, peer after peer.
+
+    Args:
+        names: keys of `peers.PEERS`.
+        network: ours, whose width follows each peer's multiply-accumulates.
+        size: (height, width) of the images.
+        batch: images of a training step.
+        rounds: how often ours and a peer take turns.
+        threads: of torch; None is one per core.
+        precision: float32 or bfloat16.
+        advance: called after each round, and after each measurement of memory.
+        warn: called with what is left out, and why.
+
+    Returns:
+        The content of the JSON report.
+    """
+    runtime.limit_threads(threads)
+    runtime.keep_freed_memory()
+    low = torch.bfloat16 if precision == "bfloat16" else None
+    work = cost.Work(batch, size[0], size[1], str(device), low)
+    pairs: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
+    for name in names:
+        try:
+            theirs = Contender(peers.build_peer, {"name": name, "classes": classes}, F.cross_entropy, _by_fx)
+            macs = cost.macs(theirs.build(), (2, 3, *size)) // 2
+            ours = peers.at_equal_macs(network, macs, size=size, classes=classes)
+            own = Contender(
+                peers.build_ours, {"network": ours, "classes": classes}, cost.mean_cross_entropy, fold_norms
+            )
+            pairs[name] = {"network": ours} | _pair(
+                {OURS: own, name: theirs}, name, work=work, rounds=rounds, advance=advance
+            )
+        except (MmsegError, ResourceError) as error:
+            left_out[name] = str(error)
+            warn(f"left out: {error}")
+    environment = dict(runtime.environment()) | peers.versions(pairs)
+    if device.type == "cuda":
+        environment["accelerator"] = torch.cuda.get_device_name(device)
+    return {
+        "environment": environment,
+        "settings": {
+            "size": list(size),
+            "batch": batch,
+            "classes": classes,
+            "rounds": rounds,
+            "threads": torch.get_num_threads(),
+            "device": str(device),
+            "precision": precision,
+        },
+        "matrix_peak": matrix_peak(device, low or torch.float32),
+        "pairs": pairs,
+        "left_out": left_out,
+    }
+
+
+HEADINGS = (
+    "network", "parameters M", "GMACs", "training images/s", "TFLOP/s", "MFU %", "peak MB/image", "bytes/kMAC",
+    "inference images/s",
+)  # fmt: skip
+RATIOS = ("ours against", "kind", "training", "interval", "inference", "interval", "peak memory")
+
+
+def _speeds(result: dict[str, Any], title: str, row: dict[str, Any]) -> tuple[str, ...]:
+    """A network's row under HEADINGS."""
+    settings, peak = result["settings"], statistics.median(result["matrix_peak"])
+    rate = statistics.median(row["training"]["images_per_second"])
+    flops = 2 * 3 * row["macs"] * rate  # forward, and backward to inputs and to weights
+    memory = row["peak_bytes"] / settings["batch"]
+    return (
+        title,
+        f"{row['parameters'] / 1e6:.2f}",
+        f"{row['macs'] / 1e9:.3f}",
+        f"{rate:.3g}",
+        f"{flops / 1e12:.3f}",
+        f"{100 * flops / peak:.1f}",
+        f"{memory / 1e6:.0f}",
+        f"{1e3 * memory / row['macs']:.1f}",
+        f"{statistics.median(row['inference']['images_per_second']):.3g}",
+    )
+
+
+def tables(result: dict[str, Any]) -> dict[str, list[tuple[str, ...]]]:
+    """Rows under RATIOS, and under HEADINGS, by their titles."""
+    ratios, speeds = [], []
+    for name, pair in result["pairs"].items():
+        peer, ours, theirs = peers.PEERS[name], pair[OURS], pair[name]
+        cells = []
+        for what in ("training", "inference"):
+            timing = versus(ours[what]["images_per_second"], theirs[what]["images_per_second"])
+            cells += [f"{timing.ratio:.2f}", "-" if timing.low is None else f"{timing.low:.2f} - {timing.high:.2f}"]
+        memory = f"{ours['peak_bytes'] / theirs['peak_bytes']:.2f}"
+        ratios.append((peer.title, peer.kind, *cells, memory))
+        speeds.append(_speeds(result, f"{peer.title} ({peer.package})", theirs))
+        speeds.append(_speeds(result, f"ours, width {pair['network']['width']}", ours))
+    return {"Ours as a multiple of each peer": ratios, "Each network": speeds}
+
+
+def headings(title: str) -> tuple[str, ...]:
+    """The headings of a table of `tables`."""
+    return HEADINGS if title == "Each network" else RATIOS
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The report as markdown."""
+    machine = ", ".join(f"{key} {value}" for key, value in result["environment"].items())
+    settings = result["settings"]
+    height, width = settings["size"]
+    pairs = result["pairs"].values()
+    ours = dict(next(iter(pairs))["network"]) if pairs else {}
+    ours.pop("width", None)
+    lines = [
+        "# Training and inference against other libraries",
+        "",
+        "Our network against those of other libraries, each pair at equal multiply-accumulates: the width of ours is",
+        f"the multiple of {peers.WIDTH_STEP} that comes nearest. {settings['precision']}, images of {height}x{width},",
+        f"{settings['classes']} classes, {settings['threads']} threads, device {settings['device']}. A training step",
+        f"is forward, cross entropy at the images' size, backward and SGD on {settings['batch']} images; inference is",
+        "of one image, to logits of its size, with batch norms folded into convolutions where that can be done. Each",
+        "network runs in the memory layout (channels_last or contiguous) that was faster for it. Ours and the peer",
+        f"take turns, {settings['rounds']} rounds; ratios are medians over the rounds with their 95 % interval, above",
+        "1 where ours is faster, or takes more memory.",
+        "",
+        f"Ours: {', '.join(f'{key} {value}' for key, value in ours.items())}.",
+        "",
+        f"Peak of this device, by products of large matrices: {statistics.median(result['matrix_peak']) / 1e12:.3f}"
+        " TFLOP/s. A training step counts as three forward passes of two operations for each multiply-accumulate;",
+        "MFU is their share of that peak. Memory is the peak of a training step above what the process took before.",
+        f"Machine: {machine}.",
+    ]
+    for title, rows in tables(result).items():
+        heads = headings(title)
+        lines += ["", f"## {title}", "", "| " + " | ".join(heads) + " |", "|:--" + "|--:" * (len(heads) - 1) + "|"]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
+    unfolded = [peers.PEERS[name].title for name, pair in result["pairs"].items() if not pair[name]["folded"]]
+    if unfolded:
+        lines += ["", f"Batch norms are left in inference in: {', '.join(unfolded)}."]
+    for name, why in result["left_out"].items():
+        lines += ["", f"Left out: {name} ({why})."]
+    return "\n".join(lines) + "\n"

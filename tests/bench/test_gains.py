@@ -1,0 +1,101 @@
+"""`mmseg bench gains`: all ways train the same and take turns; no speed is asserted."""
+
+import json
+
+import pytest
+import torch
+
+from mmseg_cli.bench import gains
+from mmseg_cli.models import lean
+from mmseg_cli.models.unet import DecoderLevel
+from tests.bench.tiny import NETWORK
+from tests.conftest import run_inside
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def compared(blocks=("mmbconv", "residual"), ways=tuple(gains.WAYS), warn=lambda text: None):
+    found = gains.run(
+        blocks,
+        ways,
+        network=NETWORK,
+        size=(32, 48),
+        batch=2,
+        classes=3,
+        rounds=6,
+        threads=1,
+        device=torch.device("cpu"),
+        advance=lambda: None,
+        warn=warn,
+    )
+    return json.loads(json.dumps(found))
+
+
+def test_every_way_of_every_block_is_checked_and_timed(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    result = compared()
+    assert list(result["blocks"]) == ["mmbconv", "residual"]
+    for parts in result["blocks"].values():
+        ways = parts["ways"]
+        assert list(ways) == list(gains.WAYS)
+        assert all(len(row["images_per_second"]) == 6 for row in ways.values())
+        kept = [ways[name]["kept_bytes"] for name in ("plain", "loss", "decoder", "ours", "recompute")]
+        assert kept == sorted(kept, reverse=True)
+        assert kept[3] < 0.6 * kept[0]
+        assert 0 < ways["bfloat16"]["loss_differs"] < 0.03
+        assert ways["ours"]["loss_differs"] < 1e-5
+    for rows in gains.tables(result).values():
+        assert all(len(row) == len(gains.HEADINGS) for row in rows)
+        assert rows[0][2] == "1.00"
+    text = gains.markdown(result)
+    assert all(f"- `{name}`" in text for name in gains.WAYS)
+
+
+def test_the_plain_way_is_gone_after_it():
+    fits, forward = lean._fits, DecoderLevel.forward
+    with gains._as(gains.WAYS["plain"]):
+        assert lean._fits is not fits
+        assert DecoderLevel.forward is not forward
+    assert (lean._fits, DecoderLevel.forward) == (fits, forward)
+
+
+def test_a_way_that_trains_something_else_is_not_timed(monkeypatch):
+    monkeypatch.setattr(
+        gains, "_plain_cross_entropy", lambda logits, target: 2 * gains.cost.mean_cross_entropy(logits, target)
+    )
+    with pytest.raises(RuntimeError, match="loss: its losses differ from the plain way's"):
+        compared(["mmbconv"], ["loss"])
+
+
+def test_a_compiler_that_fails_is_left_out_and_said(monkeypatch):
+    def broken(network):
+        raise RuntimeError("no C++ compiler\nwas found")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    warned = []
+    result = compared(["residual"], ["compile"], warn=warned.append)
+    assert list(result["blocks"]["residual"]["ways"]) == ["plain"]
+    assert warned == ["residual: compile is left out: no C++ compiler was found"]
+    assert "Left out: `compile` (no C++ compiler was found)." in gains.markdown(result)
+
+
+def test_the_command_writes_its_report(project):
+    ended = run_inside(
+        "bench", "gains", "--blocks", "mbconv", "--ways", "ours", "--preset", "demo", "--height", 32, "--width", 64,
+        "--batch", 2, "--rounds", 1, "--threads", 1, "--out", "there",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    result = json.loads((project / "there" / "gains.json").read_text())
+    assert list(result["blocks"]["mbconv"]["ways"]) == ["plain", "ours"]
+    assert (project / "there" / "gains.md").read_text() == gains.markdown(result)
+
+
+def test_an_unknown_way_is_said(project):
+    ended = run_inside("bench", "gains", "--ways", "our")
+    assert ended.code == 2
+    assert "--ways: unknown name 'our'" in ended.err
