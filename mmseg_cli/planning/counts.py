@@ -24,9 +24,9 @@ FLOAT = 4  # bytes
 LOW_PRECISION = 0.55  # of float32's activations under automatic mixed precision: statistics, losses and sums stay wide
 WORKING = 0.25  # on top of kept activations: their gradients and a convolution's scratch memory, while they are in use
 BANDWIDTH = 1e12  # bytes a second that a data-centre GPU moves while it trains: about half of its peak
-TRAFFIC = (
-    5  # times that a kept activation is moved: written, read by the next layer and by backward; its gradient, twice
-)
+# Times that a kept map is moved, for all maps that a step makes: with norms and activations computed again, 0.44 of
+# what was made is kept, and each was written, read by the next layer and by backward, and its gradient moved twice.
+TRAFFIC = 11
 WORKSPACE = 1.5 * 2**30  # bytes of a GPU for its libraries' handles, kernels and scratch memory, whatever the network
 STATES = {"sgd": 1, "adamw": 2}  # copies of the weights that an optimizer keeps
 
