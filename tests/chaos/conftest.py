@@ -10,6 +10,7 @@ import torch
 
 from mmseg_cli.data import loader
 from mmseg_cli.training import parts
+from mmseg_cli.training.state import State
 from tests.chaos import harm
 from tests.conftest import edit
 
@@ -30,31 +31,34 @@ def _laid_out(tmp_path_factory, _prepared):
     """A project whose train stage runs alone, with everything that resumes; and its uninterrupted run."""
     root = shutil.copytree(_prepared, tmp_path_factory.mktemp("chaos") / "project")
     edit(root / "params.yaml", harm.set_everything)
-    whole, states = Whole(), []
-    real_state, real_steps = parts.state, loader.steps_loader
+    whole = Whole()
+    real_state, real_follow, real_steps = parts.state, State.follow, loader.steps_loader
 
     def state(*arguments, **named):
-        states.append(real_state(*arguments, **named))
-        whole.weights[0] = copy_of(states[-1])
-        return states[-1]
+        made = real_state(*arguments, **named)
+        whole.weights[0] = copy_of(made)
+        return made
 
-    def steps(crops, *, start, stop, workers):
-        for number, batch in enumerate(real_steps(crops, start=start, stop=stop, workers=workers), start=start + 1):
+    def steps(crops, *, start, stop, workers, pinned=False):
+        loaded = real_steps(crops, start=start, stop=stop, workers=workers, pinned=pinned)
+        for number, batch in enumerate(loaded, start=start + 1):
             whole.batches[number] = batch
             yield batch
 
     def copy_of(state):
         return {name: tensor.clone() for name, tensor in state.network.state_dict().items()}
 
-    def keep(number):
-        return lambda: whole.weights.update({number: copy_of(states[-1])})
+    def follow(own, *, step):
+        real_follow(own, step=step)
+        whole.weights[step] = copy_of(own)
 
     with contextlib.chdir(root), pytest.MonkeyPatch.context() as patch:
         harm.stage("pretrain_imagenet")
         harm.stage("pretrain_mapillary")
         patch.setattr(parts, "state", state)
         patch.setattr(loader, "steps_loader", steps)
-        harm.stage(screen=harm.Screen(at={number: keep(number) for number in range(1, harm.STEPS + 1)}))
+        patch.setattr(State, "follow", follow)
+        harm.stage()
         whole.outcome = harm.outcome()
         harm.forget()
     return root, whole

@@ -22,6 +22,7 @@ from mmseg_cli.evaluation import evidence, inference, metrics, on_torch, run_pag
 from mmseg_cli.evaluation.segmenter import PLAIN, Protocol
 from mmseg_cli.models import weights
 from mmseg_cli.models.auxiliary import DeepSupervision
+from mmseg_cli.models.resizing import resize
 from mmseg_cli.models.unet import build_network
 
 RUN = Path("runs/demo/train/mmbconv-s0")
@@ -334,7 +335,8 @@ def test_a_head_per_branch_is_counted_where_the_run_has_them(supervised):
     for position in range(3):
         image_BCHW = torch.from_numpy(split.image(position).copy()).permute(2, 0, 1)[None]
         with torch.no_grad():
-            _, logits_BKHW = heads(inference.normalise(image_BCHW, device=torch.device("cpu")))
+            _, logits_BKhw = heads(inference.normalise(image_BCHW, device=torch.device("cpu")))
+            logits_BKHW = resize(logits_BKhw, image_BCHW.shape[-2:])
         matrix = metrics.confusion(split.label(position), logits_BKHW.argmax(1)[0].numpy().astype(np.uint8), classes=19)
         np.testing.assert_array_equal(counts["head_1"].image(position), matrix)
     certificate = json.loads((EVIDENCE / "certificate.json").read_text())

@@ -68,15 +68,15 @@ PINNED_BLOCKS = {
 }
 # The uniform network of the same blocks at a 64x96 image.
 PINNED_NETWORKS = {
-    "residual": (41_995, 21_817_344),
-    "mbconv": (21_639, 8_450_560),
-    "mmbconv": (78_983, 41_677_312),
-    "mmbconv-expand": (50_311, 25_063_936),
-    "mmbconv-project": (50_311, 25_063_936),
-    "mmbconv-grouped": (22_535, 8_969_728),
-    "mmbconv-separable": (46_727, 22_987_264),
-    "mbconv-k7": (30_599, 13_642_240),
-    "fused-mbconv": (47_847, 23_895_808),
+    "residual": (41_995, 21_430_272),
+    "mbconv": (21_639, 8_063_488),
+    "mmbconv": (78_983, 41_290_240),
+    "mmbconv-expand": (50_311, 24_676_864),
+    "mmbconv-project": (50_311, 24_676_864),
+    "mmbconv-grouped": (22_535, 8_582_656),
+    "mmbconv-separable": (46_727, 22_600_192),
+    "mbconv-k7": (30_599, 13_255_168),
+    "fused-mbconv": (47_847, 23_508_736),
 }
 
 
@@ -112,13 +112,14 @@ def test_network_costs_are_pinned(name: str) -> None:
     got = describe(network, (1, 3, 64, 96))
     assert (got.parameters, got.macs) == PINNED_NETWORKS[name]
 
-    stem, down, fuse, head = 3 * 9 * W, 9 * W * W, 2 * W * W, 11 * W
+    stem, down, half, head = 3 * 9 * W, 9 * W * W, W * W, 11 * W  # half: what joins the skip, or the coarser feature
     norm = 2 * W
-    assert got.parameters == (stem + norm) + 7 * HAND_PARAMETERS[name] + 3 * (down + norm + fuse + norm) + head + 11
+    assert got.parameters == (stem + norm) + 7 * HAND_PARAMETERS[name] + 3 * (down + norm + 2 * half + norm) + head + 11
 
     pixels = [32 * 48 // 4**level for level in range(4)]
     blocks = [2, 2, 2, 1]  # encoder and decoder, but one bottom
-    by_hand = (stem + head) * pixels[0] + sum(down * n for n in pixels[1:]) + sum(fuse * n for n in pixels[:3])
+    by_hand = (stem + head) * pixels[0] + sum(down * n for n in pixels[1:])
+    by_hand += sum(half * n for n in pixels[:3]) + sum(half * n for n in pixels[1:])  # the latter before upsampling
     for count, n in zip(blocks, pixels, strict=True):
         by_hand += count * (HAND_MACS_PER_PIXEL[name] * n + HAND_MACS_PER_MAP[name])
     assert got.macs == by_hand
@@ -130,15 +131,22 @@ def test_wider_kernels_keep_the_activations_of_mbconv() -> None:
         kept = {
             name: activation_bytes(build_network(**network_arguments(name)), (2, 3, 64, 96)) for name in BLOCK_NAMES
         }
-    same = {kept[name] for name in ("mbconv", "mmbconv", "mmbconv-expand", "mmbconv-project", "mbconv-k7")}
-    assert same == {kept["mbconv"]}
+    # The shuffle of the grouped row is made again from what is kept.
+    names = ("mbconv", "mmbconv", "mmbconv-expand", "mmbconv-project", "mmbconv-grouped", "mbconv-k7")
+    assert {kept[name] for name in names} == {kept["mbconv"]}
     assert kept["mbconv"] > kept["residual"]
-    # One map of HIDDEN channels in all blocks: 2 images, float32.
-    hidden = 4 * 2 * HIDDEN * sum(count * 32 * 48 // 4**level for level, count in enumerate([2, 2, 2, 1]))
-    assert kept["mmbconv-grouped"] == kept["mbconv"] + hidden  # before and after the shuffle
+    # One map of W channels at each level: 2 images, float32.
+    maps = [4 * 2 * W * 32 * 48 // 4**level for level in range(4)]
+    every_block = sum(count * one for count, one in zip([2, 2, 2, 1], maps, strict=True))
+    # Of a block its input, its output, and the inputs of its norms: HIDDEN, HIDDEN and W channels. Around the blocks
+    # the image and the norms' inputs behind the stem, three times down and three times joined. Of every norm a mean
+    # and a deviation.
+    norms = 2 * 4 * (7 * W + 7 * (2 * HIDDEN + W))
+    assert kept["mbconv"] == 4 * 2 * 3 * 64 * 96 + 7 * every_block + sum(maps) + sum(maps[:3]) + norms
+    hidden = 2 * every_block  # one map of HIDDEN channels in all blocks
     assert kept["mmbconv-separable"] == kept["mbconv"] + hidden  # W channels behind each of two columns
-    # Without a depthwise convolution neither its norm's input nor what the activation gives; a mean and a deviation.
-    assert kept["fused-mbconv"] == kept["mbconv"] - 2 * hidden - 7 * 2 * 4 * HIDDEN
+    # Without a depthwise convolution no input of its norm; a mean and a deviation.
+    assert kept["fused-mbconv"] == kept["mbconv"] - hidden - 7 * 2 * 4 * HIDDEN
 
 
 @pytest.mark.parametrize("width", [16, 24, 32, 48, 64])
@@ -197,7 +205,7 @@ def test_a_large_image_costs_no_time() -> None:
         network = build_network(**{**network_arguments("mmbconv"), "width": 256})
     got = describe(network, (8, 3, 1024, 2048))
     assert isinstance(got, Cost)
-    assert got.activation_bytes > 10**11
+    assert got.activation_bytes > 9 * 10**10
     assert time.perf_counter() - start < 10
 
 

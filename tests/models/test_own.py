@@ -127,8 +127,11 @@ def test_trying_a_block_leaves_no_trace_in_it(mine):
     assert all(parameter.grad is None and parameter.requires_grad for parameter in block.parameters())
 
 
-@pytest.mark.parametrize(("task", "shape"), [("segmentation", (2, 5, 37, 52)), ("classification", (2, 5))])
-def test_a_network_is_built_of_it(mine, task, shape):
+@pytest.mark.parametrize(
+    ("task", "shape", "in_training"),
+    [("segmentation", (2, 5, 37, 52), (2, 5, 19, 26)), ("classification", (2, 5), (2, 5))],
+)
+def test_a_network_is_built_of_it(mine, task, shape, in_training):
     made = []
     for _ in range(2):
         torch.manual_seed(0)
@@ -136,7 +139,8 @@ def test_a_network_is_built_of_it(mine, task, shape):
     assert {type(block).__name__ for block in blocks_of(made[0])} == {"Mine"}
     assert len(blocks_of(made[0])) == 2 * 3
     assert all(torch.equal(one, other) for one, other in zip(*(net.parameters() for net in made), strict=True))
-    assert made[0](torch.rand(2, 3, 37, 52)).shape == shape
+    assert made[0](torch.rand(2, 3, 37, 52)).shape == in_training
+    assert made[0].eval()(torch.rand(2, 3, 37, 52)).shape == shape
 
 
 def test_a_network_draws_its_convolutions_and_norms_as_ours(write):

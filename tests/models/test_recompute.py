@@ -170,12 +170,13 @@ def test_only_blocks_are_recomputed() -> None:
         return lambda *_: calls.__setitem__(name, calls.get(name, 0) + 1)
 
     inside = [name for name, _ in network.named_modules() if "block" in name and name.endswith("depthwise.conv")]
-    outside = ["body.stem.conv0.conv", "body.encoder.level1.down.conv", "body.decoder.level0.fuse.conv"]
+    outside = ["body.stem.conv0.conv", "body.encoder.level1.down.conv", "head.classifier"]
     for name in inside + outside:
         network.get_submodule(name).register_forward_hook(count(name))
     recompute_blocks(network)
     step(network)
     assert calls == dict.fromkeys(inside, 2) | dict.fromkeys(outside, 1)
+    assert network.body.decoder["level0"].fuse.norm.num_batches_tracked == 1  # its convolution runs in two parts
 
 
 @pytest.mark.parametrize("block", BLOCK_NAMES)
@@ -300,9 +301,11 @@ def test_deep_supervision_gives_logits_of_every_decoder_level(layout: str) -> No
     }
     x_BCHW = torch.randn(2, 3, 37, 53)
     outs = supervised(x_BCHW)
-    assert [tuple(logits_BKHW.shape) for logits_BKHW in outs] == [(2, CLASSES, 37, 53)] * 3
+    sizes = [(19, 27), (10, 14), (5, 7)]
+    assert [tuple(logits_BKhw.shape) for logits_BKhw in outs] == [(2, CLASSES, *size) for size in sizes]
     copy.deepcopy(supervised)
     supervised.eval()
+    assert supervised(x_BCHW).shape == (2, CLASSES, 37, 53)
     assert torch.equal(supervised(x_BCHW), network(x_BCHW))
 
 

@@ -37,9 +37,26 @@ def make(**changes: object) -> SegmentationNetwork | ClassificationNetwork:
 @pytest.mark.parametrize("task", ["segmentation", "classification"])
 def test_any_image_size_works(stem_stride: int, size: tuple[int, int], task: str) -> None:
     network = make(task=task, stem_stride=stem_stride)
-    logits = network(torch.rand(2, 3, *size))
-    assert logits.shape == ((2, CLASSES, *size) if task == "segmentation" else (2, CLASSES))
+    x_BCHW = torch.rand(2, 3, *size)
+    logits = network(x_BCHW)
+    finest = [-(-side // stem_stride) for side in size]
+    assert logits.shape == ((2, CLASSES, *finest) if task == "segmentation" else (2, CLASSES))
     logits.sum().backward()
+    assert network.eval()(x_BCHW).shape == ((2, CLASSES, *size) if task == "segmentation" else (2, CLASSES))
+
+
+@torch.no_grad()
+def test_evaluation_enlarges_the_logits_bilinearly() -> None:
+    torch.manual_seed(0)
+    network = make(stem_stride=4)
+    network.eval()
+    x_BCHW = torch.rand(2, 3, 37, 53)
+    network.training = True  # of the network alone, not of its norms
+    coarse_BKhw = network(x_BCHW)
+    network.training = False
+    assert coarse_BKhw.shape == (2, CLASSES, 10, 14)
+    expected = nn.functional.interpolate(coarse_BKhw, size=(37, 53), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(network(x_BCHW), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("stem_stride", [1, 2, 4])
@@ -56,7 +73,8 @@ def test_features_are_finest_first_and_halve(stem_stride: int) -> None:
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_one_level_is_enough(block: str, norm: str) -> None:
     network = make(block=block, norm=norm, levels=1)
-    assert network(torch.rand(2, 3, 9, 9)).shape == (2, CLASSES, 9, 9)
+    assert network(torch.rand(2, 3, 9, 9)).shape == (2, CLASSES, 5, 5)
+    assert network.eval()(torch.rand(2, 3, 9, 9)).shape == (2, CLASSES, 9, 9)
 
 
 def blocks_of(module: nn.Module) -> list[InvertedResidual]:
@@ -155,8 +173,10 @@ def test_initialise_forgets_what_was_there() -> None:
 def test_builds_on_the_meta_device() -> None:
     with torch.device("meta"):
         network = make(width=512)
-        logits = network(torch.empty(1, 3, 1024, 2048))
+        coarse = network(torch.empty(1, 3, 1024, 2048))
+        logits = network.eval()(torch.empty(1, 3, 1024, 2048))
     assert {parameter.device.type for parameter in network.parameters()} == {"meta"}
+    assert coarse.shape == (1, CLASSES, 512, 1024)
     assert logits.shape == (1, CLASSES, 1024, 2048)
 
 

@@ -21,7 +21,7 @@ from mmseg_cli.data.store import open_store
 from mmseg_cli.errors import MmsegError
 from mmseg_cli.evaluation import evidence, inference, metrics
 from mmseg_cli.files import read_json, sha256
-from mmseg_cli.models import fold, unet, weights
+from mmseg_cli.models import fold, resizing, unet, weights
 from mmseg_cli.prediction import card, export
 from mmseg_cli.prediction.onnx import KEY, open_onnx
 from tests.conftest import run_inside
@@ -121,9 +121,9 @@ def test_every_kind_of_network_is_exported(arguments, tmp_path):
     network = unet.build_network(
         task="segmentation", num_classes=4, width=8, depth=1, expansion=2.0, se_ratio=0.25, **arguments
     )
-    resize = unet.resize
+    resize = resizing.resize
     made = export.program(fold.fold_norms(network))
-    assert unet.resize is resize
+    assert resizing.resize is resize
     for form, write in (("onnx", export.as_onnx), ("torch", export.as_torch)):
         file = tmp_path / f"net{export.FORMATS[form]}"
         file.write_bytes(write(made, {}))
