@@ -79,7 +79,7 @@ def _run(
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
     weight = None if conv is None else conv.weight
-    parameters = [parameter for module in between for parameter in module.parameters()]
+    parameters = [each for module in between for each in module.parameters() if each.requires_grad]
     y_BCHW: Tensor = _Kept.apply(x_BCHW, norm.weight, norm.bias, weight, norm, act, between, conv, *parameters)
     return y_BCHW
 

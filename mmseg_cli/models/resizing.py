@@ -34,7 +34,7 @@ def _forward(x_BChw: Tensor, size: Sequence[int]) -> Tensor:
 
 def _matrix(before: int, after: int, like: Tensor) -> Tensor:
     """matrix_Hh: a line of ``before`` numbers to one of ``after``; what torch's own resizing does to each unit line."""
-    unit_hh = torch.eye(before, device=like.device, dtype=torch.float32)
+    unit_hh = torch.eye(before, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
     return F.interpolate(unit_hh[None], size=after, mode="linear", align_corners=False)[0].T.to(like.dtype)
 
 

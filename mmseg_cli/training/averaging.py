@@ -44,14 +44,19 @@ class Lookahead:
         self.weights = _copies(network)
 
     @torch.no_grad()
-    def follow(self, network: nn.Module, *, step: int) -> None:
-        """To be called after the update of step `step` (from 1)."""
+    def follow(self, network: nn.Module, *, step: int, broken: Tensor | None = None) -> None:
+        """To be called after the update of step `step` (from 1).
+
+        Args:
+            broken: 1 on the device where that update was left out: then nothing moves, though the host does not know.
+        """
         if step % self.k:
             return
+        moves: float | Tensor = 1.0 if broken is None else 1 - broken
         for name, fast in network.named_parameters():
             slow = self.weights[name]
-            slow.lerp_(fast, self.alpha)
-            fast.copy_(slow)
+            slow.lerp_(fast, self.alpha * moves)
+            fast.lerp_(slow, moves)  # all the way, or not at all: exact
 
 
 class Ema:

@@ -197,7 +197,7 @@ def fit(
         whole = processes.total(loss)
         broken = torch.where(torch.isfinite(whole) & torch.isfinite(norm), broken, 1)
         overflows = state.scaler.is_enabled() and state.scaler.get_scale() > 1  # until its halving is used up
-        _update(state, broken)
+        _update(state, loss=whole, broken=broken)
         numbers, ready = _on_its_way(torch.stack([whole, norm, loss]))
         now = time.perf_counter()
         if not waits:
@@ -219,7 +219,7 @@ def fit(
         )
         if waits:
             tell()
-        state.follow(step=number + 1)
+        state.follow(step=number + 1, broken=None if waits else broken)
         if pauses(number + 1):
             tell()
             on_pause(number + 1)
@@ -228,11 +228,12 @@ def fit(
     tell()
 
 
-def _update(state: State, broken: Tensor) -> None:
+def _update(state: State, *, loss: Tensor, broken: Tensor) -> None:
     """Let the optimizer go its step, unless a number is broken: fused optimizers look at that on the device."""
     if state.scaler.is_enabled():
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
+        if math.isfinite(loss.item()):  # the scaler sees to the gradient alone
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
         return
     state.optimizer.found_inf = broken  # type: ignore[attr-defined]  # how torch's own scaler tells them
     state.optimizer.step()

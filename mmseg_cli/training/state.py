@@ -37,10 +37,14 @@ class State:
             return self.ema.weights
         return None if self.lookahead is None else self.lookahead.weights
 
-    def follow(self, *, step: int) -> None:
-        """Let the averages follow the update of step `step` (from 1)."""
+    def follow(self, *, step: int, broken: Tensor | None = None) -> None:
+        """Let the averages follow the update of step `step` (from 1).
+
+        Args:
+            broken: 1 on the device where that update was left out, 0 where not; None: it was not.
+        """
         if self.lookahead is not None:
-            self.lookahead.follow(self.network, step=step)
+            self.lookahead.follow(self.network, step=step, broken=broken)
         if self.ema is not None:
             self.ema.follow(self.network, step=step)
 

@@ -48,8 +48,8 @@ def _laid_out(tmp_path_factory, _prepared):
     def copy_of(state):
         return {name: tensor.clone() for name, tensor in state.network.state_dict().items()}
 
-    def follow(own, *, step):
-        real_follow(own, step=step)
+    def follow(own, *, step, broken=None):
+        real_follow(own, step=step, broken=broken)
         whole.weights[step] = copy_of(own)
 
     with contextlib.chdir(root), pytest.MonkeyPatch.context() as patch:

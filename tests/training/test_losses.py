@@ -292,6 +292,22 @@ def test_rmi_says_that_a_crop_is_too_small():
 # --- all terms
 
 
+@TERMS
+@pytest.mark.parametrize("size", [(6, 10), (5, 7), (3, 5)])
+def test_coarser_logits_cost_what_they_cost_enlarged(name, size):
+    """In value and gradient; an auxiliary output may be coarser than the main one."""
+    _, target = example()
+    objective = Objective(terms=((1.0, MAKERS[name]()),), auxiliary=0.4)
+    small = [example(size=each)[0].detach() for each in (size, (3, 4))]
+    got, leaves = [each.clone().requires_grad_() for each in small], [each.clone().requires_grad_() for each in small]
+    large = [F.interpolate(each, size=(12, 20), mode="bilinear", align_corners=False) for each in leaves]
+    losses = [objective(outputs, target, weights=objective.weights(target)) for outputs in (got, large)]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-6)
+    pairs = zip(torch.autograd.grad(losses[0], got), torch.autograd.grad(losses[1], leaves), strict=True)
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+
+
 @pytest.mark.parametrize("name", [*MAKERS, "everything"])
 @pytest.mark.parametrize("split", [(1, 3), (2, 2), (1, 1, 1, 1)])
 def test_a_batch_costs_the_same_however_it_is_split(name, split):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -49,3 +51,44 @@ def test_a_step_without_gradient_decays_weights_alone():
 def test_an_unknown_name_is_refused():
     with pytest.raises(MmsegError, match="unknown name 'lion'"):
         build_optimizer(nn.Linear(1, 1), name="lion", learning_rate=1, weight_decay=0)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_in_one_kernel_the_weights_are_those_of_torchs_plain_form(name):
+    """Over some steps with changing rates, within rounding."""
+    torch.manual_seed(0)
+    ours = build_network(task="segmentation", num_classes=3, **BODY)
+    theirs = copy.deepcopy(ours)
+    fused = build_optimizer(ours, name=name, learning_rate=0.1, weight_decay=0.05)
+    assert all(group["fused"] for group in fused.param_groups)
+    decayed, free = ([p for p in theirs.parameters() if (p.ndim > 1) == many] for many in (True, False))
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": free, "weight_decay": 0.0}]
+    plain = {
+        "sgd": lambda: torch.optim.SGD(groups, lr=0.1, momentum=0.9, foreach=False),
+        "adamw": lambda: torch.optim.AdamW(groups, lr=0.1, foreach=False),
+    }[name]()
+    for step in range(5):
+        for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        for optimizer in (fused, plain):
+            for group in optimizer.param_groups:
+                group["lr"] = 0.1 / (step + 1)
+            optimizer.step()
+        for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    kept, expected = (optimizer.state_dict()["state"] for optimizer in (fused, plain))
+    assert kept.keys() == expected.keys()
+    for index, values in expected.items():
+        assert values.keys() == kept[index].keys()
+        for key, value in values.items():
+            torch.testing.assert_close(kept[index][key], value, rtol=1e-5, atol=1e-6)
+
+
+def test_momentum_begins_at_nothing_in_the_weights_layout():
+    layer = nn.Conv2d(16, 8, 3).to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(layer, name="sgd", learning_rate=0.1, weight_decay=0)
+    momentum = {id(parameter): optimizer.state[parameter]["momentum_buffer"] for parameter in layer.parameters()}
+    for parameter in layer.parameters():
+        assert momentum[id(parameter)].stride() == parameter.stride()
+        assert not momentum[id(parameter)].any()
