@@ -23,7 +23,7 @@ from torch import nn
 
 from mmseg_cli import runtime
 from mmseg_cli.bench import peers, roofline
-from mmseg_cli.bench.train import matrix_peak
+from mmseg_cli.bench.machine import bandwidth, environment_of, matrix_peak
 from mmseg_cli.data import loader, prepare
 from mmseg_cli.data.store import open_store
 from mmseg_cli.models import cost
@@ -245,7 +245,7 @@ def run(
     runtime.keep_freed_memory()
     turned = settings_of(plan, network, classes=classes)
     begin((len(turned) + 1) * (plan.rounds + 1) + len(plan.items) + 2)
-    peak, stream = matrix_peak(device, torch.float32), roofline.bandwidth(device)
+    peak, stream = matrix_peak(device, torch.float32), bandwidth(device)
     can = roofline.Device(statistics.median(peak), statistics.median(stream))
     axes = {
         name: _in_turns(values, device=device, rounds=plan.rounds, advance=advance) for name, values in turned.items()
@@ -265,12 +265,9 @@ def run(
             setting.network, classes=classes, batch=setting.batch, size=setting.size, device=can
         )
         curve.append({"block": block, "width": width, "roofline_seconds": ideal, **row})
-    environment = dict(runtime.environment())
-    if device.type == "cuda":
-        environment["accelerator"] = torch.cuda.get_device_name(device)
     base = Setting({**network, "width": plan.width, "depth": plan.depth}, plan.height, plan.batch, classes)
     return {
-        "environment": environment,
+        "environment": environment_of(device),
         "on_paper": on_paper,
         "settings": {
             **{key: list(value) if isinstance(value, tuple) else value for key, value in vars(plan).items()},

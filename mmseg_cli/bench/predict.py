@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mmseg_cli import runtime
+from mmseg_cli.bench.machine import environment_of
 from mmseg_cli.bench.turns import cells, take_turns
 from mmseg_cli.data.sources import synthetic
 from mmseg_cli.data.sources.scenes.render import render
@@ -182,11 +183,9 @@ def run(
     image_HWC = render(synthetic.stream(0, "frames-val", 0), height=size[0], width=size[1]).image_HWC
     compare = partial(_compare, rounds=rounds, calls=calls, threads=threads, device=device, advance=advance, warn=warn)
     networks = {name: compare(name, contestant, image_HWC) for name, contestant in contestants.items()}
-    environment = dict(runtime.environment())
+    environment = environment_of(device)
     if any("onnx" in network["timings"] for network in networks.values()):
         environment["onnxruntime"] = version("onnxruntime")
-    if device.type == "cuda":
-        environment["accelerator"] = torch.cuda.get_device_name(device)
     settings = {"image": list(size), "rounds": rounds, "calls": calls, "threads": threads, "device": str(device)}
     return {"environment": environment, "settings": settings, "networks": networks}
 

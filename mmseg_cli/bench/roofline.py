@@ -9,7 +9,6 @@ Shape suffixes: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,8 +23,6 @@ PASSES = 3  # of a convolution in a training step: forward, and backward to its 
 # Times that a norm with its activation moves its map. Forward: read twice for the statistics, read and written, read
 # and written by the activation. Backward: both once more (4), the activation's (3), the norm's sums (2) and map (3).
 NORM_TRAFFIC = 18
-STREAM_BYTES = 2**28  # of the array whose copy gives the bandwidth
-STREAM_ROUNDS = 7
 
 
 @dataclass(frozen=True)
@@ -39,25 +36,6 @@ class Device:
 
     flops: float
     bandwidth: float
-
-
-def bandwidth(device: torch.device) -> list[float]:
-    """Bytes a second of copies, read and written, one number a round."""
-    source = torch.ones(STREAM_BYTES // FLOAT, device=device)
-    target = torch.empty_like(source)
-    rates = []
-    for _ in range(STREAM_ROUNDS + 1):
-        _wait(device)
-        begun = time.perf_counter()
-        target.copy_(source)
-        _wait(device)
-        rates.append(2 * STREAM_BYTES / (time.perf_counter() - begun))
-    return rates[1:]
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def step_seconds(network: Mapping[str, Any], *, classes: int, batch: int, size: Sequence[int], device: Device) -> float:

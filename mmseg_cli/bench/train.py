@@ -13,8 +13,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +24,8 @@ from torch.nn import functional as F
 from mmseg_cli import runtime
 from mmseg_cli.ablation.costs import versus
 from mmseg_cli.bench import peers
-from mmseg_cli.bench.turns import take_turns
+from mmseg_cli.bench.machine import environment_of, matrix_peak
+from mmseg_cli.bench.turns import take_turns, uncounted
 from mmseg_cli.errors import MmsegError, ResourceError
 from mmseg_cli.models import cost
 from mmseg_cli.models.fold import fold_norms
@@ -33,9 +33,6 @@ from mmseg_cli.models.fold import fold_norms
 OURS = "ours"
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 TRIALS = 2  # calls of each layout, after one that does not count
-TOLERANCE = 0.1  # of the multiply-accumulates of a pair
-PEAK_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns of the matrices whose product gives the device's peak
-PEAK_ROUNDS = 7
 
 
 @dataclass(frozen=True)
@@ -79,26 +76,6 @@ def has_norms(network: nn.Module) -> bool:
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
 
 
-def matrix_peak(device: torch.device, dtype: torch.dtype) -> list[float]:
-    """FLOP/s of products of two large square matrices, one number a round."""
-    size = PEAK_SIZE[device.type]
-    one, other = (torch.rand(size, size, device=device, dtype=dtype) for _ in range(2))
-    rates = []
-    for _ in range(PEAK_ROUNDS + 1):
-        _wait(device)
-        begun = time.perf_counter()
-        for _ in range(3):
-            one @ other
-        _wait(device)
-        rates.append(3 * 2 * size**3 / (time.perf_counter() - begun))
-    return rates[1:]
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def _training(contender: Contender, work: cost.Work) -> Callable[[], None]:
     step = cost.training_step(contender.build(), work=work)
 
@@ -115,22 +92,11 @@ def _inference(contender: Contender, work: cost.Work) -> Callable[[], None]:
     images_BCHW = work.images()
 
     def run() -> None:
-        with torch.inference_mode():
+        with torch.inference_mode(), cost.true_float32():
             work.run(network, images_BCHW)
         work.wait()
 
     return run
-
-
-@contextmanager
-def _true_float32() -> Iterator[None]:
-    """Inference in float32 is without TF32, as `mmseg evaluate` predicts."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 def _in_best_layout(
@@ -172,16 +138,15 @@ def _pair(
         }
     single = replace(work, batch=1)
     for what, prepare, on in (("training", _training, work), ("inference", _inference, single)):
-        with _true_float32():
-            ready = {name: _in_best_layout(prepare, contender, on) for name, contender in contenders.items()}
-            timings = take_turns(
-                {name: lambda _number, call=call: call() for name, (_, call) in ready.items()},  # type: ignore[misc]
-                reference=peer,
-                rounds=rounds,
-                calls=1,
-                units=on.batch,
-                advance=advance,
-            )
+        ready = {name: _in_best_layout(prepare, contender, on) for name, contender in contenders.items()}
+        timings = take_turns(
+            {name: uncounted(call) for name, (_, call) in ready.items()},
+            reference=peer,
+            rounds=rounds,
+            calls=1,
+            units=on.batch,
+            advance=advance,
+        )
         for name, timing in timings.items():
             found[name][what] = {"layout": ready[name][0], "images_per_second": timing.rates}
         del ready
@@ -243,11 +208,8 @@ def run(
         except (MmsegError, ResourceError) as error:
             left_out[name] = str(error)
             warn(f"left out: {error}")
-    environment = dict(runtime.environment()) | peers.versions(pairs)
-    if device.type == "cuda":
-        environment["accelerator"] = torch.cuda.get_device_name(device)
     return {
-        "environment": environment,
+        "environment": environment_of(device) | peers.versions(pairs),
         "settings": {
             "size": list(size),
             "batch": batch,

@@ -57,6 +57,11 @@ def take_turns(
     }
 
 
+def uncounted(call: Callable[[], object]) -> Callable[[int], object]:
+    """A contender that does the same whatever its number is."""
+    return lambda _number: call()
+
+
 def cells(timing: Mapping[str, list[float]], *, rate: str = ".1f", ratio: str = ".1f") -> tuple[str, str, str]:
     """A timing as text: the median rate, the median ratio, and the range of the ratios over the rounds.
 

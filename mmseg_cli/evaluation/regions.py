@@ -13,7 +13,6 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from mmseg_cli.data.labels import IGNORE
 from mmseg_cli.evaluation import metrics
@@ -46,6 +45,8 @@ def size_counts(truth_HW: Ids_HW, predicted_HW: Ids_HW, *, classes: int, limits:
     if truth_HW.max(where=truth_HW != IGNORE, initial=0) >= classes:
         raise ValueError(f"an id is not below {classes}")
     counts = np.zeros((len(SIZES), len(REGION), classes), dtype=np.int64)
+    from scipy import ndimage  # a quarter of a second, which tables need not pay
+
     boxes = ndimage.find_objects(truth_HW + np.uint8(1), max_label=classes)  # 0 is nothing there, and 255 becomes 0
     for class_, box in enumerate(boxes):
         if box is None:

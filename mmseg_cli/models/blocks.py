@@ -117,14 +117,12 @@ class InvertedResidual(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map ``x_BCHW`` to ``(B, out_channels, H, W)``."""
         project, *rest = self.project if isinstance(self.project, layers.SeparableConv) else (self.project,)
-        last, between = self.expand, [self.shuffle, self.se]
+        last, between = self.expand, [self.shuffle]
         hidden_BCHW = self.expand.conv(x_BCHW)
         if isinstance(self.depthwise, layers.ConvNormAct):
-            hidden_BCHW = lean.norm_act_conv(
-                hidden_BCHW, last.norm, last.act, self.depthwise.conv, between=[self.shuffle]
-            )
-            last, between = self.depthwise, [self.se]
-        y_BCHW = lean.norm_act_conv(hidden_BCHW, last.norm, last.act, project, between=between)
+            hidden_BCHW = lean.norm_act_conv(hidden_BCHW, last.norm, last.act, self.depthwise.conv, between=between)
+            last, between = self.depthwise, []
+        y_BCHW = lean.norm_act_conv(hidden_BCHW, last.norm, last.act, project, between=[*between, self.se])
         for conv in (*rest, self.project_norm):
             y_BCHW = conv(y_BCHW)
         return x_BCHW + self.drop_path(y_BCHW) if self.has_skip else y_BCHW

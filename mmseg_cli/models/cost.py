@@ -211,6 +211,23 @@ def _training_mode(module: nn.Module, *, on: bool) -> Iterator[None]:
             submodule.training = training
 
 
+def wait(device: torch.device) -> None:
+    """Wait until `device` has done all that it was given; the CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextlib.contextmanager
+def true_float32() -> Iterator[None]:
+    """Inside the block float32 convolutions on CUDA are without TF32, as `mmseg evaluate` predicts."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 def mean_cross_entropy(logits: Tensor, class_BHW: Tensor) -> Tensor:
     """As training computes it: of logits_BKhw at the labels' size, or of a classification's logits_BK."""
     if logits.ndim == 2:
@@ -259,9 +276,8 @@ class Work:
         network.to(memory_format=self.memory_format)
 
     def wait(self) -> None:
-        """Wait until the device has done all that it was given; the CPU always has."""
-        if torch.device(self.device).type == "cuda":
-            torch.cuda.synchronize(self.device)
+        """Wait until the device has done all that it was given."""
+        wait(torch.device(self.device))
 
 
 def _nothing() -> None:
@@ -322,13 +338,8 @@ def inference_seconds(
         return lambda: work.run(network, images_BCHW)
 
     passes = {name: forward(network) for name, network in networks.items()}
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        with torch.inference_mode():
-            return _in_turns(passes, read=time.perf_counter, work=work, rounds=range(-warmup, repeats), advance=advance)
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
+    with torch.inference_mode(), true_float32():
+        return _in_turns(passes, read=time.perf_counter, work=work, rounds=range(-warmup, repeats), advance=advance)
 
 
 def step_joules(

@@ -74,17 +74,34 @@ def enlarged_cross_entropy(
     return loss
 
 
+def _enlarged(x_Khw: Tensor, matrices: Sequence[Tensor] | None) -> Tensor:
+    """x_KHW by the matrices of rows and columns, which there are none of where nothing changes."""
+    if matrices is None:
+        return x_Khw
+    rows_Hh, columns_Ww = matrices
+    return rows_Hh @ (x_Khw @ columns_Ww.T)
+
+
+def _gathered(dx_KHW: Tensor, matrices: Sequence[Tensor] | None) -> Tensor:
+    """dx_Khw: the way back of `_enlarged`."""
+    if matrices is None:
+        return dx_KHW
+    rows_Hh, columns_Ww = matrices
+    return rows_Hh.T @ dx_KHW @ columns_Ww
+
+
 class _EnlargedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_BKhw: Tensor, target_BHW: Tensor, share_BHW: Tensor, label_smoothing: float) -> Tensor:
         small_BKhw = logits_BKhw.float().contiguous()
-        rows_Hh = _matrix(small_BKhw.shape[2], target_BHW.shape[1], small_BKhw)
-        columns_wW = _matrix(small_BKhw.shape[3], target_BHW.shape[2], small_BKhw).T
+        classes, small = small_BKhw.shape[1], small_BKhw.shape[2:]
+        matrices = None
+        if small != target_BHW.shape[1:]:
+            matrices = [_matrix(*sizes, small_BKhw) for sizes in zip(small, target_BHW.shape[1:], strict=True)]
         total = small_BKhw.new_zeros(())
         gradient_BKhw = torch.empty_like(small_BKhw) if ctx.needs_input_grad[0] else None
-        classes, same = small_BKhw.shape[1], small_BKhw.shape[2:] == target_BHW.shape[1:]
         for index, (small_Khw, target_HW, share_HW) in enumerate(zip(small_BKhw, target_BHW, share_BHW, strict=True)):
-            log_KHW = F.log_softmax(small_Khw if same else rows_Hh @ (small_Khw @ columns_wW), dim=0)
+            log_KHW = F.log_softmax(_enlarged(small_Khw, matrices), dim=0)
             loss_HW = log_KHW.gather(0, target_HW[None])[0].mul_(label_smoothing - 1)
             if label_smoothing:
                 loss_HW -= label_smoothing * log_KHW.mean(dim=0)
@@ -97,7 +114,7 @@ class _EnlargedCrossEntropy(torch.autograd.Function):
                 slope_KHW -= label_smoothing / classes
             slope_KHW.mul_(share_HW)
             slope_KHW.scatter_add_(0, target_HW[None], share_HW[None] * (label_smoothing - 1))
-            gradient_BKhw[index] = slope_KHW if same else rows_Hh.T @ slope_KHW @ columns_wW.T
+            gradient_BKhw[index] = _gathered(slope_KHW, matrices)
         ctx.save_for_backward(gradient_BKhw)
         ctx.dtype = logits_BKhw.dtype
         return total

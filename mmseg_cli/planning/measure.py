@@ -300,7 +300,7 @@ def measure(job: Job) -> Sample:
 
     def note_step(step: Step) -> None:
         nonlocal last
-        _wait(device)
+        cost.wait(device)
         now = (time.perf_counter(), None if meter is None else meter())
         if step.number > 1:
             seconds.append(now[0] - last[0])
@@ -349,11 +349,6 @@ def _noise(job: Job) -> tuple[Tensor, Tensor]:
     if section.augment.mixup or section.augment.cutmix:
         return image_BCHW, torch.nn.functional.one_hot(target_B, job.case.classes).float()
     return image_BCHW, target_B
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _begin(device: torch.device) -> float:

@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -75,24 +76,19 @@ class _Taken:
     """A step that was given to the device, and whose numbers may still be on their way.
 
     Attributes:
+        made: the step, from its loss and its gradient's norm.
         numbers: the loss of the global batch, the gradient's norm, and the loss of this process's part.
         ready: recorded when they have arrived; None where they have already.
         overflows: whether an infinite gradient is the scaler's business, which leaves that update out.
         images, target: what the step was taken on.
-        seconds: from the end of the step before to now.
     """
 
-    number: int
+    made: Callable[..., Step]
     numbers: Tensor
     ready: torch.cuda.Event | None
+    overflows: bool
     images: Tensor
     target: Tensor
-    learning_rate: float
-    world: int
-    seconds: float
-    waited: float
-    data: str | None
-    overflows: bool
 
     def read(self) -> Step:
         """Wait for the numbers.
@@ -103,12 +99,12 @@ class _Taken:
         if self.ready is not None:
             self.ready.synchronize()
         loss, norm, own = self.numbers.tolist()
-        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
+        step = self.made(loss=loss, gradient_norm=norm)
+        if math.isfinite(loss) and (self.overflows or math.isfinite(norm)):
+            return step
+        what = f"the gradient's norm is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
         here = math.isfinite(loss) or not math.isfinite(own)
-        if not math.isfinite(loss) or not (self.overflows or math.isfinite(norm)):
-            raise NotFinite(step=self.number, what=what, images=self.images, target=self.target, here=here)
-        size = len(self.images) * self.world
-        return Step(self.number, loss, norm, self.learning_rate, size, self.seconds, self.waited, self.data)
+        raise NotFinite(step=step.number, what=what, images=self.images, target=self.target, here=here)
 
 
 def fit(
@@ -202,21 +198,16 @@ def fit(
         now = time.perf_counter()
         if not waits:
             tell()  # the step before: this one runs meanwhile
-        untold.append(
-            _Taken(
-                number=number + 1,
-                numbers=numbers,
-                ready=ready,
-                images=image_BCHW,
-                target=target,
-                learning_rate=rate,
-                world=processes.world,
-                seconds=now - begun,
-                waited=waited,
-                data=data,
-                overflows=overflows,
-            )
+        made = partial(
+            Step,
+            number=number + 1,
+            learning_rate=rate,
+            images=len(image_BCHW) * processes.world,
+            seconds=now - begun,
+            waited=waited,
+            data=data,
         )
+        untold.append(_Taken(made, numbers, ready, overflows, image_BCHW, target))
         if waits:
             tell()
         state.follow(step=number + 1, broken=None if waits else broken)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmseg_cli.data import loader
-from mmseg_cli.data.store import Store
+from mmseg_cli.data.store import Split, Store
 from mmseg_cli.evaluation import inference, metrics
 from mmseg_cli.models.auxiliary import DeepSupervision
 from mmseg_cli.models.norms import synchronise
@@ -30,10 +30,10 @@ Crops = loader.SegmentationCrops | loader.ClassificationCrops
 Validate = Callable[[nn.Module, Callable[[], bool]], dict[str, float] | None]
 
 
-def crops(section: Stage, store: Store, *, seed: int, processes: Processes) -> Crops:
-    """The training batches of a rung as a function of the step; each process gets its part."""
+def crops(section: Stage, split: Split, *, classes: int, seed: int, processes: Processes) -> Crops:
+    """The training batches of a rung, from `split`, as a function of the step; each process gets its part."""
     common: dict[str, Any] = {
-        "split": store.split("train"),
+        "split": split,
         "seed": seed,
         "batch": section.batch,
         "norm_batch": section.norm_batch,
@@ -51,7 +51,7 @@ def crops(section: Stage, store: Store, *, seed: int, processes: Processes) -> C
                 rand_augment=None if strong is None else (strong.ops, strong.magnitude),
                 mixup=augment.mixup,
                 cutmix=augment.cutmix,
-                classes=len(store.space.classes),
+                classes=classes,
                 **common,
             )
         case SegmentationStage(augment=zoomed):
@@ -199,7 +199,7 @@ def statistics_batches(
     """Normalised images x_BCHW for `precise_bn` norm batches: crops of the steps after the last, the same each time."""
     parts_a_step = section.batch // section.norm_batch
     batches = loader.steps_loader(
-        crops(section, store, seed=seed, processes=processes),
+        crops(section, store.split("train"), classes=len(store.space.classes), seed=seed, processes=processes),
         start=section.steps,
         stop=section.steps - (-section.precise_bn // parts_a_step),
         workers=workers,

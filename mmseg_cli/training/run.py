@@ -100,7 +100,8 @@ def train(of: Run, network: nn.Module) -> Ended:
     validate = parts.validator(
         section, of.store, processes=processes, workers=machine.workers, batch=machine.validation_batch
     )
-    crops = parts.crops(section, of.store, seed=of.seed, processes=processes)
+    split, classes = of.store.split("train"), len(of.store.space.classes)
+    crops = parts.crops(section, split, classes=classes, seed=of.seed, processes=processes)
     class_pixels = of.store.manifest["splits"]["train"].get("class_pixels", [])  # of a segmentation
     micro = sampling.at_once(
         batch=section.batch,
