@@ -15,19 +15,20 @@ Shapes: N = images, K = classes.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from mmseg_cli import runtime
 from mmseg_cli.bench import peers
+from mmseg_cli.bench.machine import environment_of
 from mmseg_cli.data import loader
 from mmseg_cli.data.store import Split, Store
 from mmseg_cli.errors import MmsegError
@@ -84,6 +85,16 @@ class Part(Split):
     def label(self, item: int, region: Any = None) -> NDArray[np.uint8]:
         """label_HW of train ids, whole or one region."""
         return self.whole.label(self.kept[item], region)
+
+    def centroids(self, class_index: int) -> NDArray[np.int32]:
+        """(M, 3) = (item, row, column) of the items that are kept, see `Split.centroids`."""
+        own = {item: position for position, item in enumerate(self.kept)}
+        rows = [(own[item], *place) for item, *place in self.whole.centroids(class_index).tolist() if item in own]
+        return np.array(rows, dtype=np.int32).reshape(-1, 3)
+
+    def classes_with_centroids(self) -> NDArray[np.intp]:
+        """The classes that appear in the labels of the items that are kept."""
+        return np.array([each for each in self.whole.classes_with_centroids() if len(self.centroids(int(each)))])
 
 
 @lru_cache(maxsize=4)
@@ -152,25 +163,9 @@ class Recipe:
     params: Params
     device: torch.device
 
-    def crops(self, images: Images, *, seed: int) -> loader.SegmentationCrops:
-        """The training batches, as the preset's."""
-        augment = self.section.augment
-        return loader.SegmentationCrops(
-            split=images.train,
-            seed=seed,
-            batch=self.section.batch,
-            crop=(self.section.crop[0], self.section.crop[1]),
-            zoom=(augment.scale[0], augment.scale[1]),
-            flip=augment.flip,
-            colour=augment.colour,
-            blur=augment.blur,
-            class_uniform=0.0,
-        )
-
     def train(
         self,
         network: nn.Module,
-        batches: Iterator[tuple[Tensor, Tensor]] | Any,
         images: Images,
         *,
         learning_rate: float,
@@ -180,22 +175,24 @@ class Recipe:
         pauses: Callable[[int], bool] = lambda _step: False,
         on_pause: Callable[[int], None] = lambda _step: None,
     ) -> None:
-        """Train `network`, in place, over `batches`."""
+        """Train `network`, in place, from the first step to the last."""
         changes = {"learning_rate": learning_rate, "steps": steps}
         section = self.section.model_copy(update=changes)
         here = Processes(device=self.device)
-        state = parts.state(section, network, runtime=self.params.runtime, processes=here)
+        machine = self.params.runtime
+        state = parts.state(section, network, runtime=machine, processes=here)
+        crops = parts.crops(section, images.train, classes=images.classes, seed=seed, processes=here)
         fit(
             state,
-            batches,
-            model=parts.callable_model(state.network, runtime=self.params.runtime, processes=here),
+            loader.steps_loader(crops, start=0, stop=steps, workers=machine.workers, pinned=self.device.type == "cuda"),
+            model=parts.callable_model(state.network, runtime=machine, processes=here),
             processes=here,
             objective=parts.objective(section, class_pixels=images.class_pixels, device=self.device),
             learning_rate=parts.learning_rate(section),
             start=0,
             micro_batch=section.batch,
             precision=section.precision,
-            channels_last=self.params.runtime.channels_last,
+            channels_last=machine.channels_last,
             clip_norm=section.clip_norm,
             seed=seed,
             log_data=lambda _step: False,
@@ -220,22 +217,20 @@ def step_seconds(
 ) -> dict[str, list[float]]:
     """Seconds of whole training steps, data included, of all networks in turns."""
     seconds: dict[str, list[float]] = {name: [] for name in builders}
-    crops = recipe.crops(images, seed=0)
     for round_ in range(-WARMUP, ROUNDS):
         for name, build in builders.items():
-            taken: list[float] = []
+            taken: list[Step] = []
             runtime.seed_everything(0)
             recipe.train(
                 build(),
-                loader.steps_loader(crops, start=0, stop=1 + STEPS_A_ROUND, workers=recipe.params.runtime.workers),
                 images,
                 learning_rate=1e-4,
                 steps=1 + STEPS_A_ROUND,
                 seed=0,
-                on_step=lambda step, taken=taken: taken.append(step.seconds),  # type: ignore[misc]
+                on_step=taken.append,
             )
             if round_ >= 0:
-                seconds[name] += taken[1:]
+                seconds[name] += [step.seconds for step in taken[1:]]
         advance()
     return seconds
 
@@ -262,11 +257,9 @@ def one_run(
     def on_pause(step: int) -> None:
         rows.append({"step": step, "miou": judge(network, images, device=recipe.device)})
 
-    crops = recipe.crops(images, seed=seed)
     try:
         recipe.train(
             network,
-            loader.steps_loader(crops, start=0, stop=steps, workers=recipe.params.runtime.workers),
             images,
             learning_rate=learning_rate,
             steps=steps,
@@ -345,17 +338,14 @@ def run(
     runtime.limit_threads(params.runtime.threads)
     runtime.keep_freed_memory()
     recipe, tuning, final = Recipe(section, params, device), held_out(store, hold_out), whole(store)
+    networks = {variant: params.network_of(variant) for variant in variants}
     builders: dict[str, Callable[[], nn.Module]] = {}
     for variant in variants:
-        arguments = {"network": params.network_of(variant), "classes": final.classes}
-        builders[variant] = lambda arguments=arguments: peers.build_ours(**arguments)  # type: ignore[misc]
+        builders[variant] = partial(peers.build_ours, network=networks[variant], classes=final.classes)
     for name in names:
-        builders[name] = lambda name=name: peers.build_peer(name=name, classes=final.classes)  # type: ignore[misc]
-    environment = dict(runtime.environment()) | peers.versions(names)
-    if device.type == "cuda":
-        environment["accelerator"] = torch.cuda.get_device_name(device)
+        builders[name] = partial(peers.build_peer, name=name, classes=final.classes)
+    environment = environment_of(device) | peers.versions(names)
     trained_by = section.model_dump(exclude={"learning_rate", "steps", "validate_every", "checkpoint_every"})
-    networks = {variant: params.network_of(variant) for variant in variants}
     common = {
         "environment": environment,
         "recipe": trained_by,
@@ -377,7 +367,7 @@ def run(
         for name, build in builders.items():
             steps = max(1, int(trial_seconds / step[name]))
             what = {"what": "trial", "name": name, "network": networks.get(name), "rate": rate, "steps": steps}
-            make = _caller(one_run, build, recipe, tuning, learning_rate=rate, steps=steps, points=1, seed=0)
+            make = partial(one_run, build, recipe, tuning, learning_rate=rate, steps=steps, points=1, seed=0)
             miou = kept.get(what, make)[-1]["miou"]
             trials[name].append({"learning_rate": rate, "steps": steps, "miou": miou})
             note(f"{name}, learning rate {rate:g}: {miou:.2f} % on the held-out images after {steps} steps")
@@ -396,7 +386,7 @@ def run(
                 "points": points,
                 "seed": seed,
             }
-            make = _caller(
+            make = partial(
                 one_run, build, recipe, final, learning_rate=chosen[name], steps=steps, points=points, seed=seed
             )
             rows = kept.get(what, make)
@@ -426,7 +416,3 @@ def run(
         "trials": trials,
         "runs": runs,
     }
-
-
-def _caller(function: Callable[..., Any], *arguments: Any, **named: Any) -> Callable[[], Any]:
-    return lambda: function(*arguments, **named)

@@ -28,6 +28,7 @@ from mmseg_cli import params, runtime
 from mmseg_cli.ablation import estimates, statistics
 from mmseg_cli.ablation.statistics import BETTER, ESTIMANDS, FEWEST_SEEDS, LEVEL, WORSE, Sample
 from mmseg_cli.bench.calibration_trials import holm
+from mmseg_cli.bench.data import prepared_quietly
 from mmseg_cli.data import loader, prepare
 from mmseg_cli.data.store import Store, open_store
 from mmseg_cli.errors import MmsegError
@@ -252,21 +253,9 @@ def _data(loaded: params.Params, where: Paths) -> Store:
     assert section.generate is not None  # the preset's own
     settings = section.generate.model_dump()
     root = prepare.generated_root(DATASET, raw=lambda key: where.raw(DATASET, key), settings=settings)
-    prepare.prepare(
-        DATASET,
-        root,
-        where.store(DATASET),
-        options=section.options(),
-        parameters=section.content(),
-        long_side=section.long_side,
-        short_side=section.short_side,
-        allow=section.allow,
-        check_only=False,
-        threads=1,
-        on_start=lambda total: None,
-        advance=lambda: None,
-    )
-    return open_store(where.store(DATASET), parameters=section.content())
+    options, parameters = section.options(), section.content()
+    prepared_quietly(DATASET, root, where.store(DATASET), options=options, parameters=parameters)
+    return open_store(where.store(DATASET), parameters=parameters)
 
 
 def judged_on(store: Store, folder: Path) -> Sample:

@@ -26,7 +26,7 @@ from PIL import Image, ImageFilter
 from mmseg_cli import runtime
 from mmseg_cli.bench.turns import cells, take_turns
 from mmseg_cli.data import ingest, loader, sampling, transforms
-from mmseg_cli.data.prepare import prepare
+from mmseg_cli.data.prepare import Prepared, prepare
 from mmseg_cli.data.records import jpeg
 from mmseg_cli.data.sources import synthetic
 from mmseg_cli.data.sources.scenes.render import render
@@ -83,6 +83,31 @@ KINDS = {  # by the suffix of the files
     "jpg": Kind("JPEG as it came", _as_jpeg, None),
     "jpeg": Kind("JPEG as prepare makes them smaller", partial(jpeg.encode, quality=ingest.JPEG_QUALITY), _as_jpeg),
 }
+
+
+def prepared_quietly(
+    dataset: str,
+    root: Path,
+    out: Path,
+    *,
+    options: dict[str, Any] | None = None,
+    parameters: dict[str, Any] | None = None,
+) -> Prepared:
+    """Prepare a generated dataset by the real `prepare`, on one thread, telling nobody; arguments as there."""
+    return prepare(
+        dataset,
+        root,
+        out,
+        options=options or {},
+        parameters=parameters or {},
+        long_side=None,
+        short_side=None,
+        allow=(),
+        check_only=False,
+        threads=1,
+        on_start=lambda total: None,
+        advance=lambda: None,
+    )
 
 
 def write_pictures(root: Path, *, kind: str, images: int, seed: int) -> list[Path]:
@@ -247,20 +272,7 @@ def _compare_kind(
     """Both comparisons, crops and whole loaders, for one of KINDS."""
     root = work / kind
     paths = write_pictures(root, kind=kind, images=images, seed=seed)
-    made = prepare(
-        "folder",
-        root,
-        work / f"{kind}-store",
-        options={},
-        parameters={},
-        long_side=None,
-        short_side=None,
-        allow=(),
-        check_only=False,
-        threads=1,
-        on_start=lambda total: None,
-        advance=lambda: None,
-    )
+    made = prepared_quietly("folder", root, work / f"{kind}-store")
     assert made.folder is not None
     split = open_store(made.folder).split("train")
     labels = sorted((root / "masks" / "train").iterdir())

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import median
 from typing import Any
 from unittest.mock import patch
@@ -23,48 +23,34 @@ from torch.nn import functional as F
 from mmseg_cli import runtime
 from mmseg_cli.ablation.costs import versus
 from mmseg_cli.bench import peers
-from mmseg_cli.bench.turns import take_turns
+from mmseg_cli.bench.machine import environment_of
+from mmseg_cli.bench.turns import take_turns, uncounted
 from mmseg_cli.models import cost, lean
 from mmseg_cli.models.unet import DecoderLevel, recompute_blocks
 
-PLAIN, OURS = "plain", "ours"
 CHECKED_STEPS = 3
-SAME = {"float32": 1e-4, "bfloat16": 0.03}  # by which losses may differ, relative
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to take a step.
-
-    Attributes:
-        what: in words.
-        loss, joined, kept: whether the loss enlarges logits image by image, the decoder's convolution runs in two
-            parts, and norms and activations are computed again.
-        fused: whether the optimizer is.
-        compile, recompute: see the runtime section of params.yaml.
-        precision: float32 or bfloat16.
-    """
-
-    what: str
-    fused: bool = True
-    loss: bool = True
-    joined: bool = True
-    kept: bool = True
-    compile: bool = False
-    recompute: bool = False
-    precision: str = "float32"
-
-
-WAYS = {
-    PLAIN: Way("torch's operations one by one, channels_last", fused=False, loss=False, joined=False, kept=False),
-    "optimizer": Way("and torch's fused optimizer", loss=False, joined=False, kept=False),
-    "loss": Way("and logits enlarged image by image in the loss", joined=False, kept=False),
-    "decoder": Way("and the decoder's joining convolution in two parts, resizing backwards by matrices", kept=False),
-    OURS: Way("and norms and activations computed again instead of kept: what training does"),
-    "bfloat16": Way("ours by automatic mixed precision", precision="bfloat16"),
-    "recompute": Way("ours with runtime.recompute", recompute=True),
-    "compile": Way("ours with runtime.compile", compile=True),
+SAME, SAME_BFLOAT16 = 1e-4, 0.03  # by which losses may differ from the plain way's, relative
+PLAIN, OURS = "plain", "ours"
+BUILT_UP = {  # each with all before it
+    PLAIN: "torch's operations one by one, channels_last",
+    "optimizer": "and torch's fused optimizer",
+    "loss": "and logits enlarged image by image in the loss",
+    "decoder": "and the decoder's joining convolution in two parts, resizing backwards by matrices",
+    OURS: "and norms and activations computed again instead of kept: what training does",
 }
+ON_TOP = {  # each on top of ours alone
+    "bfloat16": "ours by automatic mixed precision",
+    "recompute": "ours with runtime.recompute",
+    "compile": "ours with runtime.compile",
+}
+WAYS = BUILT_UP | ON_TOP
+
+
+def _uses(way: str, part: str) -> bool:
+    """Whether a way of WAYS has what came in with `part`."""
+    if part in ON_TOP:
+        return way == part
+    return way in ON_TOP or list(BUILT_UP).index(part) <= list(BUILT_UP).index(way)
 
 
 def _plain_cross_entropy(logits_BKhw: Tensor, class_BHW: Tensor) -> Tensor:
@@ -79,28 +65,28 @@ def _plain_decoder(self: DecoderLevel, coarser_BCHW: Tensor, skip_BCHW: Tensor) 
 
 
 @contextmanager
-def _as(way: Way) -> Iterator[None]:
+def _as(way: str) -> Iterator[None]:
     """Inside the block our modules run in this way."""
     with ExitStack() as stack:
-        if not way.kept:
+        if not _uses(way, OURS):
             stack.enter_context(patch.object(lean, "_fits", lambda *_: False))
-        if not way.joined:
+        if not _uses(way, "decoder"):
             stack.enter_context(patch.object(DecoderLevel, "forward", _plain_decoder))
         yield
 
 
-def step_of(way: Way, network: nn.Module, work: cost.Work) -> Callable[[], Tensor]:
+def _loss(way: str) -> Callable[[Tensor, Tensor], Tensor]:
+    return cost.mean_cross_entropy if _uses(way, "loss") else _plain_cross_entropy
+
+
+def step_of(way: str, network: nn.Module, work: cost.Work) -> Callable[[], Tensor]:
     """A function that trains `network` by one step in one way, and gives the loss."""
-    own = replace(
-        work,
-        autocast=torch.bfloat16 if way.precision == "bfloat16" else None,
-        loss=cost.mean_cross_entropy if way.loss else _plain_cross_entropy,
-    )
+    own = replace(work, autocast=torch.bfloat16 if _uses(way, "bfloat16") else None, loss=_loss(way))
     own.place(network)
     network.train()
-    recompute_blocks(network, on=way.recompute)
-    model: Any = torch.compile(network) if way.compile else network
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=way.fused)
+    recompute_blocks(network, on=_uses(way, "recompute"))
+    model: Any = torch.compile(network) if _uses(way, "compile") else network
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=_uses(way, "optimizer"))
     images_BCHW = own.images()
     class_BHW = torch.arange(work.width, device=work.device).expand(work.batch, work.height, -1) % 2
 
@@ -125,7 +111,7 @@ def _check(losses: Mapping[str, list[float]]) -> dict[str, float]:
     found = {}
     for name, values in losses.items():
         differ = max(abs(own - plain) / abs(plain) for own, plain in zip(values, losses[PLAIN], strict=True))
-        if not differ <= SAME[WAYS[name].precision]:
+        if not differ <= (SAME_BFLOAT16 if name == "bfloat16" else SAME):
             raise RuntimeError(f"{name}: its losses differ from the plain way's by {differ:.2g}, relative")
         found[name] = differ
     return found
@@ -150,19 +136,19 @@ def _block(
         runtime.seed_everything(0)
         made = peers.build_ours(network=network, classes=classes)
         try:
-            with _as(WAYS[name]):
-                kept[name] = 0 if WAYS[name].compile else _kept_bytes(made, WAYS[name], work)
-            step = step_of(WAYS[name], made, work)
+            with _as(name):
+                kept[name] = 0 if name == "compile" else _kept_bytes(made, name, work)
+            step = step_of(name, made, work)
             losses[name] = [float(step()) for _ in range(CHECKED_STEPS)]
             steps[name] = step
         except Exception as error:  # of a compiler, which has no class of its own
-            if not WAYS[name].compile:
+            if name != "compile":
                 raise
             left_out[name] = " ".join(str(error).split())[:160]
             warn(f"{network['block']}: {name} is left out: {left_out[name]}")
     differ = _check(losses)
     timings = take_turns(
-        {name: lambda _number, step=step: step() for name, step in steps.items()},  # type: ignore[misc]
+        {name: uncounted(step) for name, step in steps.items()},
         reference=PLAIN,
         rounds=rounds,
         calls=1,
@@ -179,23 +165,20 @@ def _block(
     }
 
 
-def _kept_bytes(network: nn.Module, way: Way, work: cost.Work) -> int:
+def _kept_bytes(network: nn.Module, way: str, work: cost.Work) -> int:
     """Bytes that autograd keeps for backward, counted: of the network and of its loss."""
-    recompute_blocks(network, on=way.recompute)
-    found = cost.activation_bytes(_WithLoss(network, way), (work.batch, 3, work.height, work.width))
-    recompute_blocks(network, on=False)
-    return found
+    recompute_blocks(network, on=_uses(way, "recompute"))
+    return cost.activation_bytes(_WithLoss(network, _loss(way)), (work.batch, 3, work.height, work.width))
 
 
 class _WithLoss(nn.Module):
-    def __init__(self, network: nn.Module, way: Way) -> None:
+    def __init__(self, network: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
-        self.network, self.way = network, way
+        self.network, self.loss = network, loss
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         target_BHW = torch.zeros((len(x_BCHW), *x_BCHW.shape[2:]), dtype=torch.long, device=x_BCHW.device)
-        logits_BKhw = self.network(x_BCHW)
-        return (cost.mean_cross_entropy if self.way.loss else _plain_cross_entropy)(logits_BKhw, target_BHW)
+        return self.loss(self.network(x_BCHW), target_BHW)
 
 
 def run(
@@ -242,11 +225,8 @@ def run(
         )
         for block in blocks
     }
-    environment = dict(runtime.environment())
-    if device.type == "cuda":
-        environment["accelerator"] = torch.cuda.get_device_name(device)
     return {
-        "environment": environment,
+        "environment": environment_of(device),
         "settings": {
             "network": dict(network),
             "size": list(size),
@@ -298,11 +278,11 @@ def markdown(result: dict[str, Any]) -> str:
         f"A training step on {settings['batch']} images of {height}x{width}: forward, cross entropy of",
         f"{settings['classes']} classes at the images' size, backward, AdamW. {settings['threads']} threads, device",
         f"{settings['device']}; all ways in turns, {settings['rounds']} rounds; ratios are medians over the rounds",
-        "with their 95 % interval. Each way but the last three builds on the one before. Kept is what autograd keeps",
-        f"for backward, counted, in float32. The last column compares the losses of {CHECKED_STEPS} steps with",
-        f"the plain way's, relative. The network: {network}. Machine: {machine}.",
+        "with their 95 % interval. The ways up to `ours` build on each other, the last three on `ours`. Kept is what",
+        "autograd keeps for backward, counted, in float32. The last column compares the losses of the first",
+        f"{CHECKED_STEPS} steps with the plain way's, relative. The network: {network}. Machine: {machine}.",
         "",
-        *(f"- `{name}`: {way.what}." for name, way in WAYS.items()),
+        *(f"- `{name}`: {what}." for name, what in WAYS.items()),
     ]
     for block, rows in tables(result).items():
         lines += ["", f"## {block}", "", "| " + " | ".join(HEADINGS) + " |", "|:--|--:|--:|--:|--:|--:|"]

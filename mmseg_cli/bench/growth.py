@@ -23,6 +23,7 @@ from torch import nn
 
 from mmseg_cli import runtime
 from mmseg_cli.bench import peers, roofline
+from mmseg_cli.bench.data import prepared_quietly
 from mmseg_cli.bench.machine import bandwidth, environment_of, matrix_peak
 from mmseg_cli.data import loader, prepare
 from mmseg_cli.data.store import open_store
@@ -139,20 +140,7 @@ def _data(items: Sequence[int], *, advance: Callable[[], None]) -> dict[int, Row
             generate = Generate(train=count, val=1, height=64).model_dump()
             source = prepare.generated_root("cityscapes", raw=(root / "raw").joinpath, settings=generate)
             begun = time.perf_counter()
-            prepare.prepare(
-                "cityscapes",
-                source,
-                root / "store",
-                options={},
-                parameters={},
-                long_side=None,
-                short_side=None,
-                allow=(),
-                check_only=False,
-                threads=1,
-                on_start=lambda total: None,
-                advance=lambda: None,
-            )
+            prepared_quietly("cityscapes", source, root / "store")
             prepared = time.perf_counter() - begun
             begun = time.perf_counter()
             crops = loader.SegmentationCrops(

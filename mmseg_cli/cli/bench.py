@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from mmseg_cli.errors import MmsegError
 
 if TYPE_CHECKING:
     from mmseg_cli.bench.predict import Contestant
+    from mmseg_cli.params import Params
 
 CAMVID = "camvid-small"  # the preset that two cores train in minutes
 
@@ -36,6 +37,36 @@ def report_folder(out: Path | None) -> Path:
     return folder
 
 
+def publish(
+    stem: str,
+    folder: Path,
+    result: dict[str, Any],
+    page: str,
+    tables: Iterable[tuple[str, Iterable[str], Collection[Iterable[str]]]],
+    *,
+    says: Iterable[tuple[str, str]] = (),
+    next_command: str | None = None,
+) -> None:
+    """Write a benchmark's result and its page, and show its tables.
+
+    Args:
+        stem: of both files' names.
+        tables: titles, headings and rows; one without rows is not shown.
+        says: further lines for the end.
+    """
+    from mmseg_cli.cli import screen
+    from mmseg_cli.files import write_json, write_text
+
+    write_json(folder / f"{stem}.json", result)
+    write_text(folder / f"{stem}.md", page)
+    for title, headings, rows in tables:
+        if rows:
+            screen.table(title, headings, rows)
+    command = stem.partition("-")[0]
+    report = ("report", f"{folder}/{stem}.md, {stem}.json")
+    screen.panel(f"bench {command}", [*says, report], next_command=next_command)
+
+
 @bench_app.command(epilog=example("mmseg bench data", "mmseg bench data --images 16 --rounds 9"))
 def data(
     images: Annotated[int, typer.Option(min=1, help="Generated pictures of each kind, 2048x1024.")] = 8,
@@ -51,7 +82,6 @@ def data(
 
     from mmseg_cli.bench import data as room
     from mmseg_cli.cli import screen
-    from mmseg_cli.files import write_json, write_text
 
     folder = report_folder(out)
     with (
@@ -60,11 +90,8 @@ def data(
     ):
         show.begin(total=2 * len(room.KINDS) * rounds)
         result = room.run(Path(work), images=images, rounds=rounds, calls=calls, seed=seed, advance=show.advance)
-    write_json(folder / "data.json", result)
-    write_text(folder / "data.md", room.markdown(result))
-    for title, rows in room.tables(result).items():
-        screen.table(title, room.HEADINGS, rows)
-    screen.panel("bench data", [("report", f"{folder}/data.md, data.json")], next_command=None)
+    tables = [(title, room.HEADINGS, rows) for title, rows in room.tables(result).items()]
+    publish("data", folder, result, room.markdown(result), tables)
 
 
 @bench_app.command(
@@ -98,7 +125,6 @@ def predict(
     from mmseg_cli import runtime
     from mmseg_cli.bench import predict as room
     from mmseg_cli.cli import screen
-    from mmseg_cli.files import write_json, write_text
 
     if run is None:
         contestants = _of_preset(preset or "demo", variants, classes=classes or 19)
@@ -121,11 +147,8 @@ def predict(
             advance=show.advance,
             warn=show.warn,
         )
-    write_json(folder / "predict.json", result)
-    write_text(folder / "predict.md", room.markdown(result))
-    for title, rows in room.tables(result).items():
-        screen.table(title, room.HEADINGS, rows)
-    screen.panel("bench predict", [("report", f"{folder}/predict.md, predict.json")], next_command=None)
+    tables = [(title, room.HEADINGS, rows) for title, rows in room.tables(result).items()]
+    publish("predict", folder, result, room.markdown(result), tables)
 
 
 @bench_app.command(epilog=example("mmseg bench train", "mmseg bench train --peers torchvision-lraspp --batch 8"))
@@ -154,7 +177,6 @@ def train(
     from mmseg_cli import runtime
     from mmseg_cli.bench import train as room
     from mmseg_cli.cli import screen
-    from mmseg_cli.files import write_json, write_text
     from mmseg_cli.names import unknown_name
 
     if precision not in ("float32", "bfloat16"):
@@ -179,11 +201,8 @@ def train(
             advance=show.advance,
             warn=show.warn,
         )
-    write_json(folder / "train.json", result)
-    write_text(folder / "train.md", room.markdown(result))
-    for title, rows in room.tables(result).items():
-        screen.table(title, room.headings(title), rows)
-    screen.panel("bench train", [("report", f"{folder}/train.md, train.json")], next_command="mmseg bench accuracy")
+    tables = [(title, room.headings(title), rows) for title, rows in room.tables(result).items()]
+    publish("train", folder, result, room.markdown(result), tables, next_command="mmseg bench accuracy")
 
 
 @bench_app.command(
@@ -213,7 +232,6 @@ def gains(
     from mmseg_cli import runtime
     from mmseg_cli.bench import gains as room
     from mmseg_cli.cli import screen
-    from mmseg_cli.files import write_json, write_text
     from mmseg_cli.names import BLOCK_NAMES
 
     chosen = _chosen("--blocks", blocks, BLOCK_NAMES)
@@ -236,11 +254,8 @@ def gains(
             advance=show.advance,
             warn=show.warn,
         )
-    write_json(folder / "gains.json", result)
-    write_text(folder / "gains.md", room.markdown(result))
-    for title, rows in room.tables(result).items():
-        screen.table(title, room.HEADINGS, rows)
-    screen.panel("bench gains", [("report", f"{folder}/gains.md, gains.json")], next_command="mmseg bench train")
+    tables = [(title, room.HEADINGS, rows) for title, rows in room.tables(result).items()]
+    publish("gains", folder, result, room.markdown(result), tables, next_command="mmseg bench train")
 
 
 @bench_app.command(epilog=example("mmseg bench growth", "mmseg bench growth --rounds 3 --out /tmp/report"))
@@ -264,7 +279,6 @@ def growth(
     from mmseg_cli.bench import growth_report as page
     from mmseg_cli.bench import on_paper
     from mmseg_cli.cli import screen
-    from mmseg_cli.files import write_json, write_text
 
     _, params = load(preset)
     _, larger = load(large)
@@ -285,11 +299,8 @@ def growth(
             advance=show.advance,
         )
     page.figure(result, folder / "growth.png")
-    write_json(folder / "growth.json", result)
-    write_text(folder / "growth.md", page.markdown(result))
-    for title, (headings, rows) in page.tables(result).items():
-        screen.table(title, headings, rows)
-    screen.panel("bench growth", [("report", f"{folder}/growth.md, .json, .png")], next_command=f"mmseg plan {large}")
+    tables = [(title, *rest) for title, rest in page.tables(result).items()]
+    publish("growth", folder, result, page.markdown(result), tables, next_command=f"mmseg plan {large}")
 
 
 def peers_of(chosen: str | None) -> list[str]:
@@ -299,16 +310,26 @@ def peers_of(chosen: str | None) -> list[str]:
     return [] if chosen == "none" else _chosen("--peers", chosen, PEERS)
 
 
+def variants_of(params: Params, chosen: str | None) -> list[str]:
+    """The variants that an option names; those of the preset's grid where it is left out."""
+    return _named("--variants", chosen) if chosen is not None else list(dict.fromkeys(params.ablate.variants))
+
+
 def _chosen(option: str, text: str | None, known: Collection[str]) -> list[str]:
-    """The names in an option, each once; all that are known where it is left out."""
+    """The names in an option, which must be known; all that are where it is left out."""
     from mmseg_cli.names import unknown_name
 
     if text is None:
         return list(known)
-    names = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    for name in names:
+    for name in _named(option, text):
         if name not in known:
             raise unknown_name(option, name, known)
+    return _named(option, text)
+
+
+def _named(option: str, text: str) -> list[str]:
+    """The names in an option, each once."""
+    names = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if not names:
         raise MmsegError(option, "is empty", "name at least one, separated by commas")
     return names
@@ -333,10 +354,6 @@ def _of_preset(preset: str, variants: str | None, *, classes: int) -> dict[str, 
     from mmseg_cli.bench.predict import untrained
 
     _, params = load(preset)
-    names = params.ablate.variants
-    if variants is not None:
-        names = [part.strip() for part in variants.split(",") if part.strip()]
-    if not names:
-        raise MmsegError("--variants", "is empty", "name at least one, separated by commas")
-    networks = {name: params.network_of(name) for name in dict.fromkeys(names)}
+    names = variants_of(params, variants)
+    networks = {name: params.network_of(name) for name in names}
     return {f"{name} of {preset}": untrained(network, classes=classes) for name, network in networks.items()}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mmseg_cli.cli.bench import CAMVID, peers_of, report_folder
+from mmseg_cli.cli.bench import CAMVID, peers_of, publish, report_folder, variants_of
 from mmseg_cli.cli.common import load, resumable
 from mmseg_cli.errors import MmsegError
 
@@ -26,7 +26,6 @@ def calibration(
     from mmseg_cli.bench import calibration as room
     from mmseg_cli.bench.calibration_trials import Size
     from mmseg_cli.cli import screen
-    from mmseg_cli.files import write_json, write_text
 
     folder = report_folder(out)
     size = Size(trials=trials, bootstrap_trials=min(trials, Size.bootstrap_trials), seed=seed)
@@ -34,13 +33,8 @@ def calibration(
     with screen.Screen("bench calibration", unit="parts") as show:
         show.begin(total=len(calls))
         result = room.run(calls, size, advance=show.advance)
-    write_json(folder / "calibration.json", result)
-    write_text(folder / "calibration.md", room.markdown(result))
-    for title, rows in room.tables(result).items():
-        if rows:
-            screen.table(title, room.headings(result), rows)
-    panel = [("report", f"{folder}/calibration.md, calibration.json")]
-    screen.panel("bench calibration", panel, next_command="mmseg bench alike")
+    tables = [(title, room.headings(result), rows) for title, rows in room.tables(result).items()]
+    publish("calibration", folder, result, room.markdown(result), tables, next_command="mmseg bench alike")
 
 
 def alike(
@@ -59,7 +53,6 @@ def alike(
 
     from mmseg_cli.bench import alike as room
     from mmseg_cli.cli import screen
-    from mmseg_cli.files import write_json, write_text
     from mmseg_cli.names import BLOCK_NAMES, unknown_name
 
     if block not in BLOCK_NAMES:
@@ -81,14 +74,10 @@ def alike(
             advance=show.advance,
             warn=show.warn,
         )
-    write_json(folder / "alike.json", result)
-    write_text(folder / "alike.md", room.markdown(result))
+    says = [("mIoU", room.in_words([row["miou"] for row in result["runs"]]))]
+    tables = [(title, room.HEADINGS, rows) for title, rows in room.tables(result).items()]
+    publish("alike", folder, result, room.markdown(result), tables, says=says)
     shutil.rmtree(project, ignore_errors=True)
-    for title, rows in room.tables(result).items():
-        if rows:
-            screen.table(title, room.HEADINGS, rows)
-    miou = room.in_words([row["miou"] for row in result["runs"]])
-    screen.panel("bench alike", [("mIoU", miou), ("report", f"{folder}/alike.md, alike.json")], next_command=None)
 
 
 def accuracy(
@@ -126,13 +115,9 @@ def accuracy(
     from mmseg_cli.bench import accuracy_report as page
     from mmseg_cli.cli import screen
     from mmseg_cli.data.store import open_store
-    from mmseg_cli.files import write_json, write_text
 
     paths, params = load(preset)
-    ours = variants.split(",") if variants else params.ablate.variants
-    ours = list(dict.fromkeys(part.strip() for part in ours if part.strip()))
-    if not ours:
-        raise MmsegError("--variants", "is empty", "name at least one, separated by commas")
+    ours = variants_of(params, variants)
     names = peers_of(chosen)
     section = params.section_of(ours[0], "train")
     store = open_store(paths.store(section.dataset), parameters=params.datasets[section.dataset].content())
@@ -163,10 +148,8 @@ def accuracy(
             note=show.note,
         )
     page.figure(result, folder / f"{stem}.png")
-    write_json(folder / f"{stem}.json", result)
-    write_text(folder / f"{stem}.md", page.markdown(result, picture=f"{stem}.png"))
-    screen.table(f"{seconds:g} seconds of training", page.HEADINGS, page.rows(result))
-    screen.panel("bench accuracy", [("report", f"{folder}/{stem}.md, .json, .png")], next_command=None)
+    tables = [(f"{seconds:g} seconds of training", page.HEADINGS, page.rows(result))]
+    publish(stem, folder, result, page.markdown(result, picture=f"{stem}.png"), tables)
 
 
 def _numbers(option: str, text: str) -> list[float]:

@@ -9,7 +9,6 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from mmseg_cli.bench import accuracy, accuracy_report, peers
 from mmseg_cli.data.store import open_store
@@ -17,21 +16,10 @@ from mmseg_cli.errors import MmsegError
 from mmseg_cli.evaluation import metrics
 from mmseg_cli.params import load
 from tests.conftest import run_inside
+from tests.networks import Small
 
 CPU = torch.device("cpu")
 STEPS = {"mbconv": 0.010, "mmbconv": 0.020, "small": 0.005}  # seconds that a step is said to take
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-class Small(nn.Sequential):
-    def __init__(self, classes):
-        super().__init__(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, classes, 1))
 
 
 @pytest.fixture

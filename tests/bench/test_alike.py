@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from mmseg_cli.ablation import statistics
 from mmseg_cli.ablation.statistics import ESTIMANDS, THIS_SET
@@ -21,13 +20,6 @@ from mmseg_cli.training import stages
 from tests.conftest import run_inside
 
 TINY = alike.Size(steps=2, train=4, val=5, height=48)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def trained(project, *, trainings=6, advance=lambda: None):

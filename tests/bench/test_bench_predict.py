@@ -9,27 +9,10 @@ import torch
 
 from mmseg_cli.bench import predict
 from mmseg_cli.evaluation import on_torch
+from tests import networks
 from tests.conftest import run_inside
 
-NETWORK = {
-    "block": "mbconv",
-    "layout": "uniform",
-    "width": 4,
-    "depth": 1,
-    "levels": 2,
-    "stem_stride": 2,
-    "expansion": 2.0,
-    "se_ratio": 0.25,
-    "norm": "batch",
-    "activation": "silu",
-}
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+NETWORK = networks.NETWORK | {"block": "mbconv"}
 
 
 @pytest.fixture

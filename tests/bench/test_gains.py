@@ -8,15 +8,8 @@ import torch
 from mmseg_cli.bench import gains
 from mmseg_cli.models import lean
 from mmseg_cli.models.unet import DecoderLevel
-from tests.bench.tiny import NETWORK
 from tests.conftest import run_inside
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+from tests.networks import NETWORK
 
 
 def compared(blocks=("mmbconv", "residual"), ways=tuple(gains.WAYS), warn=lambda text: None):
@@ -58,7 +51,7 @@ def test_every_way_of_every_block_is_checked_and_timed(monkeypatch):
 
 def test_the_plain_way_is_gone_after_it():
     fits, forward = lean._fits, DecoderLevel.forward
-    with gains._as(gains.WAYS["plain"]):
+    with gains._as("plain"):
         assert lean._fits is not fits
         assert DecoderLevel.forward is not forward
     assert (lean._fits, DecoderLevel.forward) == (fits, forward)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from mmseg_cli.bench import growth, growth_report, on_paper, peers, roofline
+from mmseg_cli.bench import growth, growth_report, machine, on_paper, peers, roofline
 from mmseg_cli.models import cost
-from tests.bench.tiny import NETWORK
 from tests.conftest import run_inside
+from tests.networks import NETWORK
 
 TINY = growth.Plan(
     heights=(16, 32),
@@ -25,18 +25,11 @@ TINY = growth.Plan(
 )
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def quick(monkeypatch):
     """Memory and several processes are not measured: each takes a process that loads torch."""
     monkeypatch.setattr(cost, "peak_training_bytes", lambda make, arguments, *, work: 1000 * work.batch * work.height)
-    monkeypatch.setattr(roofline, "STREAM_BYTES", 2**20)
+    monkeypatch.setattr(machine, "STREAM_BYTES", 2**20)
     processes = {1: {"seconds": [2.0]}, 2: {"seconds": [1.0]}}
 
     def shared(setting, *, rounds, advance):

@@ -6,7 +6,7 @@ import torch
 from mmseg_cli.bench import peers
 from mmseg_cli.errors import MmsegError
 from mmseg_cli.models import cost
-from tests.bench.tiny import NETWORK
+from tests.networks import NETWORK
 
 MILLIONS = {  # parameters for 19 classes, as the libraries and the papers give them for 19 or 21
     "smp-unet-resnet18": 14.3,

@@ -4,24 +4,11 @@ import json
 
 import pytest
 import torch
-from torch import nn
 
 from mmseg_cli.bench import peers, train
 from mmseg_cli.models import cost
-from tests.bench.tiny import NETWORK
 from tests.conftest import run_inside
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-class Small(nn.Sequential):
-    def __init__(self, classes):
-        super().__init__(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, classes, 1))
+from tests.networks import NETWORK, Small
 
 
 @pytest.fixture

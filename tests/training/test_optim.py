@@ -9,24 +9,12 @@ from torch import nn
 from mmseg_cli.errors import MmsegError
 from mmseg_cli.models.unet import build_network
 from mmseg_cli.training.optim import build_optimizer
-
-BODY = {
-    "block": "mmbconv",
-    "layout": "uniform",
-    "width": 4,
-    "depth": 1,
-    "levels": 2,
-    "stem_stride": 2,
-    "expansion": 2.0,
-    "se_ratio": 0.25,
-    "norm": "batch",
-    "activation": "silu",
-}
+from tests.networks import NETWORK
 
 
 @pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
 def test_norms_and_biases_are_not_decayed(name, kind):
-    network = build_network(task="segmentation", num_classes=3, **BODY)
+    network = build_network(task="segmentation", num_classes=3, **NETWORK)
     optimizer = build_optimizer(network, name=name, learning_rate=0.1, weight_decay=0.01)
     assert type(optimizer) is kind
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
@@ -57,7 +45,7 @@ def test_an_unknown_name_is_refused():
 def test_in_one_kernel_the_weights_are_those_of_torchs_plain_form(name):
     """Over some steps with changing rates, within rounding."""
     torch.manual_seed(0)
-    ours = build_network(task="segmentation", num_classes=3, **BODY)
+    ours = build_network(task="segmentation", num_classes=3, **NETWORK)
     theirs = copy.deepcopy(ours)
     fused = build_optimizer(ours, name=name, learning_rate=0.1, weight_decay=0.05)
     assert all(group["fused"] for group in fused.param_groups)
