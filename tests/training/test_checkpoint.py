@@ -11,7 +11,7 @@ import torch
 import trees
 from hypothesis import given
 from hypothesis import strategies as st
-from test_optim import BODY
+from networks import NETWORK
 
 from mmseg_cli.errors import MmsegError, ResourceError
 from mmseg_cli.models.auxiliary import DeepSupervision
@@ -27,7 +27,7 @@ FILES = ["model.safetensors", "training.safetensors", "training.json", "manifest
 
 def parts(*, name="adamw", seed=0, lookahead=True, ema=True, precision="float32", deep=False):
     torch.manual_seed(seed)
-    network = build_network(task="segmentation", num_classes=3, **{**BODY, "levels": 3})
+    network = build_network(task="segmentation", num_classes=3, **{**NETWORK, "levels": 3})
     if deep:
         network = DeepSupervision(network)
     return State(

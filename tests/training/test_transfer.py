@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_optim import BODY
+from networks import NETWORK
 
 from mmseg_cli.errors import MmsegError
 from mmseg_cli.models.unet import build_network
@@ -14,7 +14,7 @@ FILE = Path("runs/before/model.safetensors")
 
 
 def network(task="segmentation", classes=3, **changes):
-    return build_network(task=task, num_classes=classes, **(BODY | changes))
+    return build_network(task=task, num_classes=classes, **(NETWORK | changes))
 
 
 def state(of):
