@@ -62,9 +62,8 @@ def publish(
     for title, headings, rows in tables:
         if rows:
             screen.table(title, headings, rows)
-    command = stem.partition("-")[0]
     report = ("report", f"{folder}/{stem}.md, {stem}.json")
-    screen.panel(f"bench {command}", [*says, report], next_command=next_command)
+    screen.panel(f"bench {stem}", [*says, report], next_command=next_command)
 
 
 @bench_app.command(epilog=example("mmseg bench data", "mmseg bench data --images 16 --rounds 9"))
@@ -301,6 +300,32 @@ def growth(
     page.figure(result, folder / "growth.png")
     tables = [(title, *rest) for title, rest in page.tables(result).items()]
     publish("growth", folder, result, page.markdown(result), tables, next_command=f"mmseg plan {large}")
+
+
+@bench_app.command("start-up", epilog=example("mmseg bench start-up", "mmseg bench start-up --preset demo"))
+def start_up(
+    preset: Annotated[str, typer.Option(help="Whose evidence is copied into a large grid; it is only read.")] = CAMVID,
+    rounds: Annotated[int, typer.Option(min=1, help="How often the commands take turns.")] = 7,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of start-up.md and start-up.json; else reports/bench/MACHINE.")
+    ] = None,
+) -> None:
+    """What one waits for where nothing is to be computed: --help, the tables of 100 runs, a `dvc repro` of nothing."""
+    import tempfile
+
+    from mmseg_cli.bench import start_up as room
+    from mmseg_cli.cli import screen
+
+    paths, params = load(preset)
+    folder = report_folder(out)
+    with (
+        # A mirror may still write when the last command has ended.
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work,
+        screen.Screen("bench start-up", unit="rounds") as show,
+    ):
+        show.begin(total=rounds)
+        result = room.run(paths, params, Path(work), rounds=rounds, advance=show.advance)
+    publish("start-up", folder, result, room.markdown(result), [("seconds", room.HEADINGS, room.rows(result))])
 
 
 def peers_of(chosen: str | None) -> list[str]:
