@@ -84,12 +84,12 @@ def joined(name: str) -> Iterator[Processes]:
         MmsegError: the device is not on this machine.
     """
     place = runtime.place()
-    if place is None:
-        yield Processes(device=runtime.pick_device(name))
-        return
-    device = runtime.pick_device(name, local_rank=place.local_rank)
+    device = runtime.pick_device(name, local_rank=0 if place is None else place.local_rank)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device)  # for what is given to no device by name: events, pinned memory
+    if place is None:
+        yield Processes(device=device)
+        return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, rank=place.rank, world_size=place.world, timeout=PATIENCE)
     try:

@@ -134,11 +134,36 @@ def be_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def try_algorithms() -> None:
-    """Let cuDNN time its convolution algorithms at each new shape, and take the fastest: crops are of one size."""
+def prepare_training(*, threads: int | None, deterministic: bool = False) -> None:
+    """What training does to its process before it begins, and so does all that times training.
+
+    On NVIDIA's GPUs cuDNN times its convolution algorithms at each new shape and takes the fastest, as crops are of one
+    size. See also `limit_threads` and `keep_freed_memory`.
+
+    Args:
+        deterministic: see `be_deterministic`; nothing is timed then, as another time may win.
+    """
     import torch
 
-    torch.backends.cudnn.benchmark = True
+    if deterministic:
+        be_deterministic()
+    else:
+        torch.backends.cudnn.benchmark = True
+    limit_threads(threads)
+    keep_freed_memory()
+
+
+@contextmanager
+def algorithms_untried() -> Iterator[None]:
+    """Inside the block cuDNN chooses its algorithms without timing them: for images of many sizes."""
+    import torch
+
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def die_with_parent() -> None:

@@ -5,6 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from mmseg_cli import runtime
 
 # Maps are taken and given back as in a training step; how often the system had to hand out a page is printed.
 TRAIN = """
@@ -50,3 +53,21 @@ def test_freed_memory_is_kept_for_the_next_step():
     assert losses == plain_losses
     assert len(losses) == 12
     assert faults < plain_faults / 4
+
+
+def test_algorithms_are_tried_for_training_and_not_for_images_of_many_sizes(monkeypatch):
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "benchmark", False)
+    monkeypatch.setattr(runtime, "keep_freed_memory", lambda: None)
+    runtime.prepare_training(threads=None)
+    assert cudnn.benchmark
+    with pytest.raises(ZeroDivisionError), runtime.algorithms_untried():
+        assert not cudnn.benchmark
+        raise ZeroDivisionError
+    assert cudnn.benchmark
+    called = []
+    monkeypatch.setattr(runtime, "be_deterministic", lambda: called.append("deterministic"))
+    monkeypatch.setattr(cudnn, "benchmark", False)
+    runtime.prepare_training(threads=None, deterministic=True)
+    assert called == ["deterministic"]
+    assert not cudnn.benchmark

@@ -111,7 +111,7 @@ def measure(
     from mmseg_cli.models import cost
     from mmseg_cli.models.unet import build_network
 
-    runtime.limit_threads(threads)
+    runtime.prepare_training(threads=threads)
     chosen = runtime.pick_device(device)
     meter = energy.meter(chosen)
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -134,7 +134,8 @@ def measure(
     rounds: dict[str, Any] = {"repeats": repeats, "warmup": warmup, "advance": advance}
     step_seconds = cost.step_seconds(built, work=step, **rounds)
     joules = meter and cost.step_joules(built, work=step, meter=meter, seconds=JOULE_SECONDS, **rounds)
-    inference_seconds = cost.inference_seconds(built, work=image, **rounds)
+    with runtime.algorithms_untried():  # as evaluation does
+        inference_seconds = cost.inference_seconds(built, work=image, **rounds)
 
     on_cuda = chosen.type == "cuda"
     return {

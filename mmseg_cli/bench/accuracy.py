@@ -335,8 +335,7 @@ def run(
     """
     section = params.section_of(variants[0], "train")
     assert isinstance(section, SegmentationStage)
-    runtime.limit_threads(params.runtime.threads)
-    runtime.keep_freed_memory()
+    runtime.prepare_training(threads=params.runtime.threads)
     recipe, tuning, final = Recipe(section, params, device), held_out(store, hold_out), whole(store)
     networks = {variant: params.network_of(variant) for variant in variants}
     builders: dict[str, Callable[[], nn.Module]] = {}

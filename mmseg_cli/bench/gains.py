@@ -33,7 +33,7 @@ SAME, SAME_BFLOAT16 = 1e-4, 0.03  # by which losses may differ from the plain wa
 PLAIN, OURS = "plain", "ours"
 BUILT_UP = {  # each with all before it
     PLAIN: "torch's operations one by one, channels_last",
-    "optimizer": "and torch's fused optimizer",
+    "optimizer": "and torch's fused optimizer in place of its default",
     "loss": "and logits enlarged image by image in the loss",
     "decoder": "and the decoder's joining convolution in two parts, resizing backwards by matrices",
     OURS: "and norms and activations computed again instead of kept: what training does",
@@ -69,7 +69,7 @@ def _as(way: str) -> Iterator[None]:
     """Inside the block our modules run in this way."""
     with ExitStack() as stack:
         if not _uses(way, OURS):
-            stack.enter_context(patch.object(lean, "_fits", lambda *_: False))
+            stack.enter_context(lean.plain_path())
         if not _uses(way, "decoder"):
             stack.enter_context(patch.object(DecoderLevel, "forward", _plain_decoder))
         yield
@@ -86,7 +86,7 @@ def step_of(way: str, network: nn.Module, work: cost.Work) -> Callable[[], Tenso
     network.train()
     recompute_blocks(network, on=_uses(way, "recompute"))
     model: Any = torch.compile(network) if _uses(way, "compile") else network
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=_uses(way, "optimizer"))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=_uses(way, "optimizer") or None)
     images_BCHW = own.images()
     class_BHW = torch.arange(work.width, device=work.device).expand(work.batch, work.height, -1) % 2
 
@@ -209,8 +209,7 @@ def run(
     Returns:
         The content of the JSON report.
     """
-    runtime.limit_threads(threads)
-    runtime.keep_freed_memory()
+    runtime.prepare_training(threads=threads)
     work = cost.Work(batch, size[0], size[1], str(device))
     wanted = [name for name in WAYS if name in {*ways, PLAIN}]
     found = {

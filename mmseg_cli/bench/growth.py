@@ -229,8 +229,7 @@ def run(
     Returns:
         The content of the JSON report.
     """
-    runtime.limit_threads(threads)
-    runtime.keep_freed_memory()
+    runtime.prepare_training(threads=threads)
     turned = settings_of(plan, network, classes=classes)
     begin((len(turned) + 1) * (plan.rounds + 1) + len(plan.items) + 2)
     peak, stream = matrix_peak(device, torch.float32), bandwidth(device)

@@ -188,8 +188,7 @@ def run(
     Returns:
         The content of the JSON report.
     """
-    runtime.limit_threads(threads)
-    runtime.keep_freed_memory()
+    runtime.prepare_training(threads=threads)
     low = torch.bfloat16 if precision == "bfloat16" else None
     work = cost.Work(batch, size[0], size[1], str(device), low)
     pairs: dict[str, Any] = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -182,6 +183,7 @@ class SqueezeExcite(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Scale every channel of ``x_BCHW`` by its gate."""
         height, width = x_BCHW.shape[2:]
-        mean_BC11 = x_BCHW.sum((2, 3), keepdim=True) / (height * width)
+        wide = torch.promote_types(x_BCHW.dtype, torch.float32)  # float16 ends at 65504
+        mean_BC11 = (x_BCHW.sum((2, 3), keepdim=True, dtype=wide) / (height * width)).to(x_BCHW.dtype)
         gate_BC11: Tensor = self.expand(self.act(self.reduce(mean_BC11))).sigmoid()
         return x_BCHW * gate_BC11

@@ -5,18 +5,19 @@ which is cheap, is made again from it when the backward pass needs it: batch nor
 hence without taking them a second time. The convolutions and the statistics, which are not cheap, run once. The idea
 is that of In-Place Activated BatchNorm (arXiv 1712.02616), whose inverse of the activation is not needed here.
 
-Forward passes are equal in every bit to the plain ones; gradients differ in last bits, because a map that is computed
-again is rounded once where it was rounded twice. What does not fit (evaluation, other norms, several processes, a
-convolution with a bias) takes the plain path, and so does ``torch.compile``, whose partitioner does the same by
-itself. The modules' own forward hooks are called on the plain path only.
+On a CPU forward passes are equal in every bit to the plain ones (on CUDA the plain path may take cuDNN's batch norm);
+gradients differ in last bits, because a map that is computed again is rounded once where it was rounded twice. What
+does not fit (evaluation, other norms, several processes, a convolution with a bias) takes the plain path, and so does
+``torch.compile``, whose partitioner does the same by itself. The modules' own forward hooks are called on the plain
+path only, and the backward pass reads the modules' own weights, not those of ``torch.func.functional_call``.
 
 Shape suffixes: B batch, C channels, H height, W width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -32,6 +33,19 @@ _ACTIVATIONS: dict[type[nn.Module], tuple[Callable[[Tensor], Tensor], Callable[[
     nn.Hardswish: (_aten.hardswish_, lambda dy, x: _aten.hardswish_backward.out(dy, x, out=x)),
     nn.GELU: (_aten.gelu_, lambda dy, x: _aten.gelu_backward.grad_input(dy, x, grad_input=x)),
 }
+
+_plain = False
+
+
+@contextmanager
+def plain_path(*, on: bool = True) -> Iterator[None]:
+    """Inside the block everything is kept, as with several processes: to count and to time that; with `on` only."""
+    global _plain
+    before, _plain = _plain, on
+    try:
+        yield
+    finally:
+        _plain = before
 
 
 def norm_act(x_BCHW: Tensor, norm: nn.Module, act: nn.Module) -> Tensor:
@@ -50,17 +64,19 @@ def norm_act_conv(
     Args:
         between: modules that keep the shape and are cheap to run again: squeeze-excite, a channel shuffle.
     """
-    if not _fits(x_BCHW, norm, act) or type(conv) is not nn.Conv2d or conv.bias is not None:
-        y_BCHW: Tensor = conv(_in_turn(between, act(norm(x_BCHW))))
-        return y_BCHW
-    return _run(x_BCHW, norm, act, between, conv)
+    if type(conv) is nn.Conv2d and conv.bias is None and not isinstance(conv.padding, str) and _fits(x_BCHW, norm, act):
+        return _run(x_BCHW, norm, act, between, conv)
+    y_BCHW: Tensor = conv(_in_turn(between, act(norm(x_BCHW))))
+    return y_BCHW
 
 
 def _fits(x_BCHW: Tensor, norm: nn.Module, act: nn.Module) -> bool:
     """Whether ``norm`` is batch norm that trains on this process's images alone, and ``act`` one of ours."""
     return (
-        type(norm) is nn.BatchNorm2d
+        not _plain
+        and type(norm) is nn.BatchNorm2d
         and type(act) in _ACTIVATIONS
+        and getattr(act, "approximate", "none") == "none"  # of GELU
         and norm.training
         and norm.affine
         and norm.track_running_stats

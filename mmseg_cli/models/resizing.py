@@ -1,8 +1,9 @@
 """Bilinear resizing, and cross entropy at a size that logits are enlarged to, without keeping what is enlarged.
 
 Resizing is linear in each direction, hence a product with a matrix of two numbers a row. The backward pass is the
-product with the transposed matrices: exact, the same bits every time on CUDA as well, where torch's own adds up in
-any order, and faster than torch's on a CPU.
+product with the transposed matrices, in the gradient's type (which holds the numbers of an enlargement by a power of
+two exactly): the same bits every time on CUDA as well, where torch's own adds up in any order, and faster than torch's
+on a CPU.
 
 Shape suffixes: B batch, C channels, H, W height and width; h, w those before resizing; K classes.
 """

@@ -434,9 +434,9 @@ def build_network(
 ) -> SegmentationNetwork | ClassificationNetwork:
     """Build and initialise a network for RGB images; two calls after the same ``torch.manual_seed`` are equal.
 
-    A segmentation network maps ``x_BCHW`` to ``logits_BKHW`` of the same size, a classification network to
-    ``logits_BK``. Both have the same ``body.*`` keys, so that weights move from one to the other. The other arguments
-    are those of :class:`UNet`.
+    A segmentation network maps ``x_BCHW`` to ``logits_BKHW`` of the same size (in training mode of the size of its
+    head, see :class:`SegmentationNetwork`), a classification network to ``logits_BK``. Both have the same ``body.*``
+    keys, so that weights move from one to the other. The other arguments are those of :class:`UNet`.
 
     Raises:
         MmsegError: a name is unknown or a number is out of range.

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from mmseg_cli.models import cost
+from mmseg_cli.models import cost, lean
 from mmseg_cli.models.auxiliary import DeepSupervision
 from mmseg_cli.models.unet import blocks_of, build_network, recompute_blocks
 from mmseg_cli.params import ClassificationStage
@@ -24,9 +24,7 @@ FLOAT = 4  # bytes
 LOW_PRECISION = 0.55  # of float32's activations under automatic mixed precision: statistics, losses and sums stay wide
 WORKING = 0.25  # on top of kept activations: their gradients and a convolution's scratch memory, while they are in use
 BANDWIDTH = 1e12  # bytes a second that a data-centre GPU moves while it trains: about half of its peak
-# Times that a kept map is moved, for all maps that a step makes: with norms and activations computed again, 0.44 of
-# what was made is kept, and each was written, read by the next layer and by backward, and its gradient moved twice.
-TRAFFIC = 11
+TRAFFIC = 5  # times that a map is moved: it is written, read by the next layer and by backward, its gradient twice
 WORKSPACE = 1.5 * 2**30  # bytes of a GPU for its libraries' handles, kernels and scratch memory, whatever the network
 STATES = {"sgd": 1, "adamw": 2}  # copies of the weights that an optimizer keeps
 
@@ -61,11 +59,17 @@ class Storage:
 
 
 class Counts:
-    """The counts of one case."""
+    """The counts of one case.
 
-    def __init__(self, case: Case) -> None:
+    Args:
+        alone: whether one process trains it: several keep norms' and activations' maps, see `mmseg_cli.models.lean`.
+    """
+
+    def __init__(self, case: Case, *, alone: bool) -> None:
         self.case = case
+        self.alone = alone
         self._kept: dict[tuple[tuple[int, int], bool], float] = {}
+        self._made: dict[tuple[int, int], float] = {}
         self._macs: dict[tuple[int, int], float] = {}
 
     @cached_property
@@ -95,8 +99,16 @@ class Counts:
         """Bytes kept for the backward pass of one image, in float32; with recomputation, while a block is redone."""
         key = (size, recompute)
         if key not in self._kept:
-            self._kept[key] = self._count(size, recompute=recompute) / 2
+            with lean.plain_path(on=not self.alone):
+                self._kept[key] = self._count(size, recompute=recompute) / 2
         return self._kept[key]
+
+    def made(self, size: tuple[int, int]) -> float:
+        """Bytes of the maps that a step makes of one image, in float32, whether they are kept or made again."""
+        if size not in self._made:
+            with lean.plain_path():
+                self._made[size] = self._count(size, recompute=False) / 2
+        return self._made[size]
 
     def _count(self, size: tuple[int, int], *, recompute: bool) -> float:
         section = self.case.section
@@ -157,7 +169,7 @@ class Counts:
         """
         size = (self.case.section.crop[0], self.case.section.crop[1])
         sample = (1 + WORKING) * self.precision_share * self.kept(size, recompute=recompute)
-        traffic = (TRAFFIC + 2 * recompute) * self.precision_share * self.kept(size, recompute=False)
+        traffic = (TRAFFIC + 2 * recompute) * self.precision_share * self.made(size)
         seconds = micro * (2 * self.work(size, recompute=recompute) / flops + traffic / BANDWIDTH)
         return Need(self.state_bytes + WORKSPACE + micro * sample, seconds, None, "estimated")
 

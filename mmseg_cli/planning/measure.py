@@ -10,7 +10,6 @@ import gc
 import multiprocessing
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from mmseg_cli import energy, runtime
 from mmseg_cli.errors import MmsegError, ResourceError, ran_out
-from mmseg_cli.models import cost
+from mmseg_cli.models import cost, lean
 from mmseg_cli.models.unet import build_network
 from mmseg_cli.params import ClassificationStage, Runtime
 from mmseg_cli.planning.choose import Case, Need
@@ -64,12 +63,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Job:
-    """A step to be measured: what another process has to be told."""
+    """A step to be measured: what another process has to be told; `alone` as in Counts."""
 
     case: Case
     size: Size
     micro: int
     recompute: bool
+    alone: bool
     runtime: Runtime
     device: str
 
@@ -250,7 +250,8 @@ class Measurer:
     def _run(self, case: Case, size: Size, micro: int, recompute: bool) -> Sample | None:
         """One measurement; None where the memory does not suffice."""
         self._advance(f"{case.stage} {case.variant}")
-        job = Job(case, size, micro, recompute, self._runtime, str(self._device))
+        alone = self._counts[case.stage, case.variant].alone
+        job = Job(case, size, micro, recompute, alone, self._runtime, str(self._device))
         try:
             if self._pool is None:
                 return measure(job)
@@ -269,13 +270,13 @@ class Measurer:
 def measure(job: Job) -> Sample:
     """Run steps of the real training loop on noise, and look at the clock and the memory.
 
-    Two steps at least, the second of which counts; quick ones are repeated. What was in use before is subtracted.
+    Two steps at least, the first of which does not count; quick ones are repeated. Each is waited for, which is what
+    training of a step so short that it is given sooner than it is computed comes to. What was in use before is
+    subtracted.
     """
     section = job.case.section
     device = torch.device(job.device)
-    if job.runtime.deterministic:
-        runtime.be_deterministic()
-    runtime.limit_threads(job.runtime.threads)
+    runtime.prepare_training(threads=job.runtime.threads, deterministic=job.runtime.deterministic)
     before = _begin(device)
     task = cast(Literal["segmentation", "classification"], job.case.task)
     torch.manual_seed(0)
@@ -296,17 +297,15 @@ def measure(job: Job) -> Sample:
 
     state.optimizer.register_step_pre_hook(note_backward)
     meter = energy.meter(device)
-    last = (0.0, None if meter is None else meter())
+    joules = 0.0 if meter is None else meter()
 
     def note_step(step: Step) -> None:
-        nonlocal last
-        cost.wait(device)
-        now = (time.perf_counter(), None if meter is None else meter())
+        nonlocal joules
+        before, joules = joules, 0.0 if meter is None else meter()
         if step.number > 1:
-            seconds.append(now[0] - last[0])
-            if now[1] is not None and last[1] is not None:
-                watts.append((now[1] - last[1]) / seconds[-1])
-        last = now
+            seconds.append(step.seconds)
+            if meter is not None:
+                watts.append((joules - before) / step.seconds)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         batch = _noise(job)
@@ -314,22 +313,24 @@ def measure(job: Job) -> Sample:
             yield batch
 
     try:
-        fit(
-            state,
-            batches(),
-            model=state.network,
-            processes=here,
-            objective=parts.objective(section, class_pixels=[1] * job.case.classes, device=device),
-            learning_rate=lambda _step: RATE,
-            start=0,
-            micro_batch=job.micro,
-            precision=section.precision,
-            channels_last=job.runtime.channels_last,
-            clip_norm=section.clip_norm,
-            seed=0,
-            log_data=lambda _step: False,
-            on_step=note_step,
-        )
+        with lean.plain_path(on=not job.alone):
+            fit(
+                state,
+                batches(),
+                model=state.network,
+                processes=here,
+                objective=parts.objective(section, class_pixels=[1] * job.case.classes, device=device),
+                learning_rate=lambda _step: RATE,
+                start=0,
+                micro_batch=job.micro,
+                precision=section.precision,
+                channels_last=job.runtime.channels_last,
+                clip_norm=section.clip_norm,
+                seed=0,
+                log_data=lambda _step: False,
+                on_step=note_step,
+                pauses=lambda _step: True,
+            )
     except NotFinite as error:
         where = f"{job.case.stage} ({job.case.variant})"
         raise MmsegError(where, f"on noise {error}", "compare its parameters with another preset's") from None

@@ -185,7 +185,7 @@ def count_classes(name: str, dataset: Dataset, *, store: Path) -> int:
 def estimate(params: Params, paths: Paths, *, machine: Machine, teraflops: float) -> Plan:
     """Plan for another machine from counts alone; `teraflops` is what each of its devices achieves."""
     wanted = cases(params, paths)
-    counts = {(case.stage, case.variant): Counts(case) for case in wanted}
+    counts = {(case.stage, case.variant): Counts(case, alone=machine.devices == 1) for case in wanted}
     ask = _estimator(counts, flops=teraflops * 1e12)
     chosen = _choose(wanted, machine=machine, ask=ask)
     return _plan(params, paths, machine=machine, chosen=chosen, counts=counts, no_energy="not estimated")
@@ -214,7 +214,7 @@ def measured(
     """
     wanted = cases(params, paths)
     device, machine, room = here(params.runtime.device, memory=memory)
-    counts = {(case.stage, case.variant): Counts(case) for case in wanted}
+    counts = {(case.stage, case.variant): Counts(case, alone=machine.devices == 1) for case in wanted}
     begin(len(wanted))
     seen: set[str] = set()
 

@@ -40,7 +40,8 @@ class Step:
         gradient_norm: of the whole gradient, before clipping.
         learning_rate: used by the update.
         images: in the global batch.
-        seconds: wall time of the step, waiting for data included.
+        seconds: wall time since the step before, waiting for data included and pauses left out. A GPU that computes
+            for longer than it takes to give it the next step is waited for in the next one's.
         waited: seconds of it spent waiting for data.
         data: digest of the pixels and labels that all processes saw, of the steps that are logged.
     """
@@ -96,8 +97,7 @@ class _Taken:
         Raises:
             NotFinite: they are not.
         """
-        if self.ready is not None:
-            self.ready.synchronize()
+        _wait(self.ready)
         loss, norm, own = self.numbers.tolist()
         step = self.made(loss=loss, gradient_norm=norm)
         if math.isfinite(loss) and (self.overflows or math.isfinite(norm)):
@@ -164,10 +164,10 @@ def fit(
         while untold:
             on_step(untold.pop(0).read())
 
-    begun = time.perf_counter()
+    begun = asked = time.perf_counter()
     state.network.train()
     for number, (image_BCHW, target) in enumerate(batches, start=start):
-        waited = time.perf_counter() - begun
+        waited = time.perf_counter() - asked
         runtime.failpoint("step", at=number + 1)
         rate = learning_rate(number)
         for group in state.optimizer.param_groups:
@@ -195,9 +195,11 @@ def fit(
         overflows = state.scaler.is_enabled() and state.scaler.get_scale() > 1  # until its halving is used up
         _update(state, loss=whole, broken=broken)
         numbers, ready = _on_its_way(torch.stack([whole, norm, loss]))
+        tell()  # the step before: this one runs meanwhile
+        pausing = not waits and pauses(number + 1)
+        if waits or pausing:
+            _wait(ready)
         now = time.perf_counter()
-        if not waits:
-            tell()  # the step before: this one runs meanwhile
         made = partial(
             Step,
             number=number + 1,
@@ -207,15 +209,16 @@ def fit(
             waited=waited,
             data=data,
         )
+        begun = now
         untold.append(_Taken(made, numbers, ready, overflows, image_BCHW, target))
-        if waits:
+        if waits or pausing:
             tell()
         state.follow(step=number + 1, broken=None if waits else broken)
-        if pauses(number + 1):
-            tell()
+        if pausing or (waits and pauses(number + 1)):
             on_pause(number + 1)
             state.network.train()
-        begun = time.perf_counter()
+            begun = time.perf_counter()
+        asked = time.perf_counter()
     tell()
 
 
@@ -237,8 +240,13 @@ def _on_its_way(numbers: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         return numbers, None
     host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True).copy_(numbers, non_blocking=True)
     ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    ready.record()
+    ready.record(torch.cuda.current_stream(numbers.device))
     return host, ready
+
+
+def _wait(ready: torch.cuda.Event | None) -> None:
+    if ready is not None:
+        ready.synchronize()
 
 
 def digest(image_BCHW: Tensor, target: Tensor, *, processes: Processes) -> str:

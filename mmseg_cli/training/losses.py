@@ -314,7 +314,10 @@ def _true_class_loss(log_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
 
 
 def _sum_of_images(loss: torch.nn.Module, logits_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
-    """The loss of each image on its own, summed; wholly ignored images, which smp cannot handle, count 0."""
+    """The loss of each image on its own, summed; wholly ignored images, which smp cannot handle, count 0.
+
+    Which these are has to be known on the host: a GPU is waited for.
+    """
     total: Tensor = 0 * logits_BKHW.sum()  # keeps a gradient where no image counts
     for index in _labelled(target_BHW).nonzero().flatten().tolist():
         total = total + loss(logits_BKHW[index, None], target_BHW[index, None].long())

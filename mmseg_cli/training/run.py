@@ -138,7 +138,8 @@ def train(of: Run, network: nn.Module) -> Ended:
         def validate_at(step: int) -> None:
             averaged = state.averaged()
             statistics = _statistics_batches(of) if section.precise_bn else None
-            with evaluated_with(state.network, averaged, statistics, seed=of.seed) if averaged else nullcontext():
+            judged = evaluated_with(state.network, averaged, statistics, seed=of.seed) if averaged else nullcontext()
+            with judged, runtime.algorithms_untried():
                 figures = validate(network, lambda: stop.signal_number is not None)
             if figures is not None and history is not None:
                 history.add(figures, step=step)

@@ -191,12 +191,7 @@ def run_stage(
     store = open_store(paths.store(section.dataset), parameters=params.datasets[section.dataset].content())
     if store.task != task:
         raise MmsegError(f"{stage}.dataset", f"{section.dataset} is for {store.task}", f"choose one for {task}")
-    if params.runtime.deterministic:
-        runtime.be_deterministic()
-    else:
-        runtime.try_algorithms()
-    runtime.limit_threads(params.runtime.threads)
-    runtime.keep_freed_memory()
+    runtime.prepare_training(threads=params.runtime.threads, deterministic=params.runtime.deterministic)
     body, before = params.network_of(variant), _record_before(previous)
     definition = _definition(section, store, before, stage=stage, network=body, seed=seed)
     with joined(params.runtime.device) as processes:

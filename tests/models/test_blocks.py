@@ -330,3 +330,14 @@ def test_unknown_names_say_what_is_known(change: dict[str, str], message: str) -
     with pytest.raises(MmsegError) as caught:
         make(**{"name": "mbconv", **change})
     assert str(caught.value) == message
+
+
+def test_squeeze_excite_sums_large_maps_in_float16():
+    """A sum of 128 x 256 pixels of 4 is beyond float16; their mean is not."""
+    torch.manual_seed(0)
+    module = layers.SqueezeExcite(8, reduced_channels=2, activation="silu")
+    x_BCHW = torch.full((1, 8, 128, 256), 4.0)
+    expected_BCHW = module(x_BCHW)
+    found_BCHW = module.half()(x_BCHW.half())
+    assert found_BCHW.dtype == torch.float16
+    torch.testing.assert_close(found_BCHW.float(), expected_BCHW, rtol=5e-3, atol=0)

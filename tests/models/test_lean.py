@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from mmseg_cli.models import layers, lean
 from mmseg_cli.models.blocks import build_block
 from mmseg_cli.models.cost import activation_bytes
+from mmseg_cli.models.lean import plain_path
 from mmseg_cli.models.unet import SegmentationNetwork, build_network, recompute_blocks, set_stochastic_depth
 from mmseg_cli.names import ACTIVATION_NAMES, BLOCK_NAMES
 
@@ -23,14 +22,6 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 CASES = [(name, "silu", 0.25) for name in BLOCK_NAMES]
 CASES += [("mmbconv", activation, se_ratio) for activation in ACTIVATION_NAMES for se_ratio in (0.0, 0.25)]
 CASES = list(dict.fromkeys(CASES))
-
-
-@contextlib.contextmanager
-def plain() -> Iterator[None]:
-    """The path on which autograd keeps everything."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lean, "_fits", lambda *_: False)
-        yield
 
 
 def with_norms(module: nn.Module) -> nn.Module:
@@ -108,7 +99,7 @@ def test_a_block_gives_the_plain_bits_and_gradients(
 ) -> None:
     block = make(name, activation=activation, se_ratio=se_ratio)
     x_BCHW = images(dtype=dtype)
-    with plain():
+    with plain_path():
         expected = step(block, x_BCHW)
     seen = runs(monkeypatch)
     got = step(block, x_BCHW)
@@ -123,7 +114,7 @@ def test_layers_outside_of_blocks(activation: str, stride: int) -> None:
     torch.manual_seed(0)
     layer = with_norms(layers.ConvNormAct(WIDTH, 6, kernel_size=3, stride=stride, norm="batch", activation=activation))
     for dtype, tolerance in TOLERANCE.items():
-        with plain():
+        with plain_path():
             expected = step(layer, images(dtype=dtype))
         compare(step(layer, images(dtype=dtype)), expected, tolerance=tolerance)
 
@@ -138,7 +129,7 @@ def test_gradients_are_those_of_numbers(name: str) -> None:
 
 def test_a_whole_network_in_float64() -> None:
     network, x_BCHW = make_network(), images(channels=3, size=(32, 40), dtype=torch.double)
-    with plain():
+    with plain_path():
         expected = step(network, x_BCHW)
     compare(step(network, x_BCHW), expected, tolerance=TOLERANCE[torch.float64])
 
@@ -147,7 +138,7 @@ def test_a_whole_network_in_float64() -> None:
 def test_mixed_precision(name: str) -> None:
     """What is computed again is rounded to bfloat16 in other places: gradients move by a part in a hundred."""
     block, x_BCHW = make(name), images()
-    with plain():
+    with plain_path():
         expected = step(block, x_BCHW, autocast=True)
     got = step(block, x_BCHW, autocast=True)
     assert got["y"].dtype == expected["y"].dtype
@@ -183,7 +174,7 @@ def test_evaluation_and_a_forward_pass_without_gradients_keep_their_numbers() ->
         twin = copy.deepcopy(network)
         with torch.no_grad():
             got_BKHW = network(x_BCHW)
-            with plain():
+            with plain_path():
                 assert torch.equal(twin(x_BCHW), got_BKHW)
         assert all(map(torch.equal, network.buffers(), twin.buffers()))
 
@@ -206,7 +197,7 @@ def test_a_network_keeps_half(activation: str, share: float) -> None:
     with torch.device("meta"):
         network = make_network(block="mmbconv", activation=activation, width=16, levels=4)
     kept = activation_bytes(network, size)
-    with plain():
+    with plain_path():
         assert kept <= share * activation_bytes(network, size)
 
 
@@ -220,7 +211,7 @@ def test_recomputed_blocks_have_the_same_gradients(name: str) -> None:
         torch.manual_seed(3)
         steps.append(step(network, x_BCHW))
     compare(steps[1], steps[0], tolerance=0)
-    with plain():
+    with plain_path():
         torch.manual_seed(3)
         compare(steps[1], step(network, x_BCHW), tolerance=TOLERANCE[torch.float64])
 
@@ -237,7 +228,7 @@ def test_within_torchs_checkpoint(use_reentrant: bool) -> None:
 
     module, x_BCHW = Kept(), images(dtype=torch.double)
     got = step(module, x_BCHW)
-    with plain():
+    with plain_path():
         expected = step(module, x_BCHW)  # torch's checkpoint takes statistics twice, on either path
     compare(got, expected, tolerance=TOLERANCE[torch.float64])
 
@@ -271,7 +262,7 @@ def test_the_memory_format_stays(name: str, memory_format: torch.memory_format) 
     block = make(name).to(memory_format=memory_format)
     x_BCHW = images().to(memory_format=memory_format)
     got = step(block, x_BCHW)
-    with plain():
+    with plain_path():
         expected = step(block, x_BCHW)
     compare(got, expected, tolerance=TOLERANCE[torch.float32])
     for key, value in got.items():
@@ -290,3 +281,31 @@ def test_frozen_weights_get_no_gradient() -> None:
     assert block.expand.norm.weight.grad is None
     assert block.depthwise.conv.weight.grad is None
     assert block.expand.conv.weight.grad.shape == whole["d expand.conv.weight"].shape
+
+
+def test_the_plain_path_is_left_again():
+    network, shape = make_network(), (2, 3, 32, 32)
+    kept = activation_bytes(network, shape)
+    with pytest.raises(ZeroDivisionError), plain_path():
+        with plain_path(on=False):
+            assert activation_bytes(network, shape) == kept
+        assert activation_bytes(network, shape) > 1.5 * kept
+        raise ZeroDivisionError
+    assert activation_bytes(network, shape) == kept
+
+
+@pytest.mark.parametrize(
+    ("act", "conv"),
+    [
+        (nn.GELU(approximate="tanh"), nn.Conv2d(WIDTH, 5, 3, padding=1, bias=False)),
+        (nn.SiLU(), nn.Conv2d(WIDTH, 5, 3, padding="same", bias=False)),
+        (nn.SiLU(), nn.Conv2d(WIDTH, 5, 3, padding=1, bias=True)),
+    ],
+)
+def test_what_does_not_fit_is_trained_as_it_is(act, conv):
+    norm, ways = with_norms(nn.BatchNorm2d(WIDTH)), []
+    for made in (lean.norm_act_conv, lambda x, norm, act, conv: conv(act(norm(x)))):
+        x_BCHW = images().requires_grad_()
+        y_BCHW = made(x_BCHW, norm, act, conv)
+        ways.append([y_BCHW, *torch.autograd.grad(y_BCHW.square().sum(), [x_BCHW, conv.weight, norm.weight])])
+    assert all(map(torch.equal, *ways))

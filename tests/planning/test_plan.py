@@ -97,9 +97,9 @@ def test_an_estimate_by_hand(project):
     with torch.device("meta"):
         network = build_network(task="segmentation", num_classes=19, **case.network)
     parameters, macs = cost.parameters(network), cost.macs(network, (1, 3, 32, 32))
-    counts = Counts(case)
+    counts = Counts(case, alone=True)
     need = counts.estimate(recompute=False, micro=4, flops=1e9)
-    traffic = TRAFFIC * counts.kept((32, 32), recompute=False) / 1e12  # at 1 TB/s
+    traffic = TRAFFIC * counts.made((32, 32)) / 1e12  # at 1 TB/s
     assert need.seconds == pytest.approx(4 * (2 * 3 * macs / 1e9 + traffic))
     # float32 weights, gradients, AdamW's two, and one more for the update
     state = 4 * parameters * 5
@@ -112,21 +112,35 @@ def test_an_estimate_by_hand(project):
     assert again.bytes < need.bytes
 
 
+def test_several_processes_keep_what_one_makes_again(project):
+    case = tiny_case()
+    one, several = (Counts(case, alone=alone) for alone in (True, False))
+    kept, more = (counts.kept((32, 32), recompute=False) for counts in (one, several))
+    assert more > 1.5 * kept
+    assert one.made((32, 32)) == several.made((32, 32)) == more
+    times = [counts.estimate(recompute=False, micro=4, flops=1e9).seconds for counts in (one, several)]
+    assert times[0] == times[1]
+    assert (
+        one.estimate(recompute=False, micro=4, flops=1e9).bytes
+        < several.estimate(recompute=False, micro=4, flops=1e9).bytes
+    )
+
+
 def test_the_recipe_s_copies_count(project, change_params):
-    plain = Counts(tiny_case()).storage()
+    plain = Counts(tiny_case(), alone=True).storage()
     change_params(
         lambda p: p["train"].update(
             optimizer="sgd", lookahead={"k": 5, "alpha": 0.5}, ema={"decay": 0.9}, deep_supervision=0
         )
     )
-    averaged = Counts(tiny_case())
+    averaged = Counts(tiny_case(), alone=True)
     assert averaged.copies == 3
     assert averaged.storage().weights == plain.weights
     assert averaged.storage().checkpoint - plain.checkpoint == averaged.parameter_bytes
     change_params(lambda p: p["network"].update(levels=3))
-    before = Counts(tiny_case())
+    before = Counts(tiny_case(), alone=True)
     change_params(lambda p: p["train"].update(deep_supervision=0.4))
-    after = Counts(tiny_case())
+    after = Counts(tiny_case(), alone=True)
     assert after.parameter_bytes > before.parameter_bytes
     assert after.storage().weights == before.storage().weights
     assert after.kept((32, 32), recompute=False) > before.kept((32, 32), recompute=False)
@@ -142,7 +156,7 @@ def test_what_is_measured_is_what_a_direct_measurement_gives(project, monkeypatc
     )
     machine = params.load(Path("params.yaml")).runtime
     with measure.Measurer(
-        {("train", "mbconv"): Counts(case)},
+        {("train", "mbconv"): Counts(case, alone=True)},
         runtime=machine,
         device=torch.device("cpu"),
         room=4e9,
@@ -156,7 +170,7 @@ def test_what_is_measured_is_what_a_direct_measurement_gives(project, monkeypatc
         assert less.bytes < need.bytes
         # From smaller steps alone: as if the memory did not allow more.
         measurer._points.clear()
-        measurer._room = 4 * Counts(case).kept((128, 128), recompute=False)
+        measurer._room = 4 * Counts(case, alone=True).kept((128, 128), recompute=False)
         scaled = measurer.need(case, False, 4)
         assert scaled.how.startswith("scaled from ")
         with monkeypatch.context() as patch:
@@ -230,7 +244,7 @@ def test_crops_are_halved():
 
 def test_choosing_from_an_estimate_refuses_what_cannot_be_kept(project):
     case = tiny_case()
-    counts = Counts(case)
+    counts = Counts(case, alone=True)
     rows = choose(
         [case],
         machine=Machine(1, WORKSPACE, "made up"),

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from networks import NETWORK
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -319,6 +320,53 @@ def test_told_late_the_numbers_are_the_same():
     assert ways[0] == ways[1]
 
 
+def test_seconds_hold_all_that_a_step_takes_but_no_pause(monkeypatch):
+    """By a clock that only what is waited for moves: a batch 1 s, the device 3 s a step, telling 10, a pause 1000."""
+    now = 0.0
+
+    def wait(seconds):
+        nonlocal now
+        now += seconds
+
+    class Ready:
+        """The device's steps end one after the other."""
+
+        done = False
+
+        def synchronize(self):
+            wait(0 if self.done else 3)
+            self.done = True
+
+    def slow():
+        for batch in batches(4):
+            wait(1)
+            yield batch
+
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(loop, "_on_its_way", lambda numbers: (numbers, Ready()))
+
+    def seconds(device):
+        steps = []
+
+        def on_step(step):
+            wait(10)
+            steps.append((step.waited, step.seconds))
+
+        run(
+            nn.Conv2d(3, 1, 1),
+            slow(),
+            device=device,
+            on_step=on_step,
+            pauses=lambda step: step == 3,
+            on_pause=lambda _: wait(1000),
+        )
+        return steps
+
+    # Telling belongs to the step after, as it keeps that one waiting; so does, on a GPU, the step before that runs.
+    assert seconds(CPU) == [(1, 4), (1, 14), (1, 14), (1, 4)]
+    assert seconds(LATE) == [(1, 1), (1, 14), (1, 17), (1, 1)]
+
+
 # ---------------------------------------------------------------------------------------------- a GPU is not waited for
 
 READS = {"_local_scalar_dense", "is_nonzero", "nonzero", "nonzero_static", "equal", "masked_select", "lift_fresh"}
@@ -379,8 +427,7 @@ def test_no_step_waits_for_the_device(loss, optimizer, precision, device, monkey
     """With all that a recipe may have. A CPU's one_hot looks at its input, a GPU's does not."""
     monkeypatch.setattr(F, "one_hot", lambda index, classes: (index[..., None] == torch.arange(classes)).long())
     torch.manual_seed(0)
-    body = {"block": "mmbconv", "layout": "uniform", "width": 8, "depth": 1, "levels": 3, "stem_stride": 2}
-    body |= {"expansion": 2.0, "se_ratio": 0.25, "norm": "batch", "activation": "silu"}
+    body = NETWORK | {"width": 8, "levels": 3}
     network = DeepSupervision(build_network(task="segmentation", num_classes=5, **body))
     set_stochastic_depth(network, 0.2)
     state = state_of(
@@ -408,6 +455,33 @@ def test_no_step_waits_for_the_device(loss, optimizer, precision, device, monkey
     assert found.seen == []
     assert [step.number for step in steps] == [1, 2, 3]
     assert not torch.equal(network.network.head.classifier.weight, before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_on_a_gpu_nothing_synchronises(optimizer):
+    """torch raises where the host waits for the device otherwise than for the event of a step's numbers."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    network = build_network(task="segmentation", num_classes=5, **NETWORK).to(device)
+    state = state_of(network, optimizer=build_optimizer(network, name=optimizer, learning_rate=0.1, weight_decay=0.1))
+    target_BHW = torch.randint(0, 5, (2, 32, 32), dtype=torch.uint8).pin_memory()
+    data = [(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8).pin_memory(), target_BHW) for _ in range(3)]
+    loss = build_objective(
+        loss={"cross_entropy": 1.0},
+        label_smoothing=0.1,
+        weight_K=None,
+        ohem_threshold=0.7,
+        ohem_min_share=0.1,
+        auxiliary=0.4,
+    )
+    run(network, data[:1], loss=loss, state=state, device=device, clip_norm=1.0)  # libraries, algorithms, constants
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        steps = run(network, data, loss=loss, state=state, device=device, clip_norm=1.0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [step.number for step in steps] == [1, 2, 3]
+    assert all(math.isfinite(step.loss) and step.loss > 0 for step in steps)
 
 
 def test_accumulation_changes_neither_loss_nor_gradient():

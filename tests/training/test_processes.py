@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 from test_stages import Screen, stage
 
+from mmseg_cli import runtime
 from mmseg_cli.data.loader import CentreCrops, items_loader
 from mmseg_cli.data.store import open_store
 from mmseg_cli.evaluation import inference
@@ -309,6 +310,19 @@ def test_alone_there_is_nobody_to_ask(monkeypatch):
         assert processes.total(torch.tensor([3])).tolist() == [3]
         assert processes.gather("x") == ["x"]
         assert processes.from_first(7) == 7
+
+
+def test_one_process_takes_the_gpu_that_is_named(monkeypatch):
+    """For what goes to the current one: the event after which a step's numbers are there."""
+    taken = []
+    monkeypatch.setattr(runtime, "place", lambda: None)
+    monkeypatch.setattr(runtime, "pick_device", lambda name, local_rank: torch.device(name))
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    with joined("cuda:1") as processes:
+        assert processes.device == torch.device("cuda:1")
+    with joined("cpu"):
+        pass
+    assert taken == [torch.device("cuda:1")]
 
 
 def test_presets_name_a_norm_batch_that_divides_their_batch():
