@@ -111,21 +111,21 @@ def write(*, paths: Paths, variants: Sequence[str], seeds: Sequence[int], datase
     Raises:
         MmsegError: what was counted cannot be read, or the folder cannot be written.
     """
-    runs = {(variant, seed): _counted(paths, variant, seed) for variant in variants for seed in seeds}
-    first = next(iter(runs.values()))
-    images = {run: image_iou(counted.counts["confusion"]) for run, counted in runs.items()}
-    found = [
-        one
-        for variant in variants[1:]
-        for one in choices(images, variant=variant, baseline=variants[0], seeds=seeds, each=each)
-    ]
     if len(variants) < 2:
         return Examples([], "there is no variant to compare with the baseline")
-    if not found:
-        return Examples([], "no image tells the variants apart")
     place = paths.run("ablate", FOLDER)
     try:
-        store = _store(paths.store(dataset), classes=first.classes)
+        first = _counted(paths, variants[0], seeds[0])
+        store = _store(paths.store(dataset), classes=first.classes)  # a laptop has none: then nothing else is read
+        runs = {(variant, seed): _counted(paths, variant, seed) for variant in variants for seed in seeds}
+        images = {run: image_iou(counted.counts["confusion"]) for run, counted in runs.items()}
+        found = [
+            one
+            for variant in variants[1:]
+            for one in choices(images, variant=variant, baseline=variants[0], seeds=seeds, each=each)
+        ]
+        if not found:
+            raise _Unavailable("no image tells the variants apart")
         source = _Source(paths, store, store.split("val"), runs, variants[0])
         source.require(found)
         with new_folder(place) as folder:

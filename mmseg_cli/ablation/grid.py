@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,7 +172,14 @@ class Evidence:
 
     def sample(self, variant: str, figure: str, *, class_: str | None = None) -> statistics.Sample:
         """A figure of all seeds, in percent; `class_` None is the mean over classes."""
-        return estimates.sample(self._of(variant), figure, class_=class_, scale=100)
+        key = (variant, figure, class_)
+        if key not in self._samples:  # the baseline's is in every difference
+            self._samples[key] = estimates.sample(self._of(variant), figure, class_=class_, scale=100)
+        return self._samples[key]
+
+    @cached_property
+    def _samples(self) -> dict[tuple[str, str, str | None], statistics.Sample]:
+        return {}
 
     def mean(
         self, variant: str, figure: str, *, class_: str | None = None, estimand: str | None = None

@@ -3,11 +3,11 @@
 All train by the same loop on the same prepared data, with the same crops of the same seeds in the same order, the same
 loss, optimizer and schedule; the labels are judged at their native size. The learning rate of each network is chosen
 by equally many trials on a part of the training images that is held out; final runs train on all of them and are judged
-on val, which no choice has seen.
+on val, which no choice of this benchmark has seen. What the recipe has besides was chosen for ours before.
 
 Time is a number of steps: what a step takes is measured first, with its data, all networks in turns, and the budget is
-divided by the median. So a machine that is busy for a while takes no steps from whoever trains just then, and a run can
-be repeated.
+divided by the median, in the memory layout that is faster for the network. So a machine that is busy for a while takes
+no steps from whoever trains just then, and a run can be repeated.
 
 Shapes: N = images, K = classes.
 """
@@ -17,20 +17,19 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from mmseg_cli import runtime
 from mmseg_cli.bench import peers
+from mmseg_cli.bench.held_out import Images, held_out, whole
 from mmseg_cli.bench.machine import environment_of
 from mmseg_cli.data import loader
-from mmseg_cli.data.store import Split, Store
+from mmseg_cli.data.store import Store
 from mmseg_cli.errors import MmsegError
 from mmseg_cli.evaluation import inference, metrics
 from mmseg_cli.files import fingerprint, read_json, write_json
@@ -38,121 +37,38 @@ from mmseg_cli.params import Params, SegmentationStage
 from mmseg_cli.processes import Processes
 from mmseg_cli.training import parts
 from mmseg_cli.training.loop import NotFinite, Step, fit
+from mmseg_cli.training.stages import CODE
 
 Row = dict[str, Any]
 
 WARMUP, ROUNDS, STEPS_A_ROUND = 1, 7, 2  # of the measurement of a step
-HELD_OUT = 0.2  # of the training images, the last by name, where no sequence is named
 
 
-@dataclass(frozen=True)
-class Part(Split):
-    """Some items of a split, as a split.
-
-    Attributes:
-        kept: the items, by their positions in the whole.
-    """
-
-    kept: tuple[int, ...]
-
-    @property
-    def whole(self) -> Split:
-        """The split that the items are of."""
-        return _opened(self.folder, self.split)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"kept": self.kept}
-
-    def __len__(self) -> int:
-        return len(self.kept)
-
-    def size(self, item: int) -> tuple[int, int]:
-        """(height, width) of the image."""
-        return self.whole.size(self.kept[item])
-
-    def label_size(self, item: int) -> tuple[int, int]:
-        """(height, width) of the label."""
-        return self.whole.label_size(self.kept[item])
-
-    def class_pixels(self, item: int) -> dict[int, int]:
-        """Pixels of each class that the item has."""
-        return self.whole.class_pixels(self.kept[item])
-
-    def image(self, item: int, region: Any = None) -> NDArray[np.uint8]:
-        """image_HWC, RGB, whole or one region."""
-        return self.whole.image(self.kept[item], region)
-
-    def label(self, item: int, region: Any = None) -> NDArray[np.uint8]:
-        """label_HW of train ids, whole or one region."""
-        return self.whole.label(self.kept[item], region)
-
-    def centroids(self, class_index: int) -> NDArray[np.int32]:
-        """(M, 3) = (item, row, column) of the items that are kept, see `Split.centroids`."""
-        own = {item: position for position, item in enumerate(self.kept)}
-        rows = [(own[item], *place) for item, *place in self.whole.centroids(class_index).tolist() if item in own]
-        return np.array(rows, dtype=np.int32).reshape(-1, 3)
-
-    def classes_with_centroids(self) -> NDArray[np.intp]:
-        """The classes that appear in the labels of the items that are kept."""
-        return np.array([each for each in self.whole.classes_with_centroids() if len(self.centroids(int(each)))])
-
-
-@lru_cache(maxsize=4)
-def _opened(folder: Path, split: str) -> Split:
-    return Split(folder, split)
-
-
-@dataclass(frozen=True)
-class Images:
-    """What is trained and judged on.
-
-    Attributes:
-        train: the training images.
-        judged: those that are judged.
-        class_pixels: of the training images.
-        classes: how many.
-    """
-
-    train: Split
-    judged: Split
-    class_pixels: Sequence[int]
-    classes: int
-
-
-def whole(store: Store) -> Images:
-    """All training images, judged on val."""
-    train = store.manifest["splits"]["train"]
-    return Images(store.split("train"), store.split("val"), train["class_pixels"], len(store.space.classes))
-
-
-def held_out(store: Store, prefix: str | None) -> Images:
-    """The training images without those that are held out, and these.
-
-    Args:
-        prefix: of the names of those that are held out; None is the last fifth by name.
+def recipe_of(params: Params, variants: Sequence[str]) -> SegmentationStage:
+    """The training stage of a preset, as far as any network can be trained by it.
 
     Raises:
-        MmsegError: nothing, or all, would be held out.
+        MmsegError: the variants have other ones, or it has what only our networks and training have.
     """
-    train = store.split("train")
-    names = train.names()
-    if prefix is None:
-        order = sorted(range(len(names)), key=lambda item: names[item])
-        out = set(order[round((1 - HELD_OUT) * len(order)) :])
-    else:
-        out = {item for item, name in enumerate(names) if name.startswith(prefix)}
-    if not 0 < len(out) < len(names):
-        what = f"holds out {len(out)} of {len(names)} training images"
-        raise MmsegError("--hold-out", what, "name the beginning of a sequence's file names")
-    kept = [item for item in range(len(names)) if item not in out]
-    classes = len(store.space.classes)
-    pixels = [0] * classes
-    for item in kept:
-        for index, count in train.class_pixels(item).items():
-            if index < classes:
-                pixels[index] += count
-    left, judged = (Part(train.folder, train.split, tuple(items)) for items in (kept, sorted(out)))
-    return Images(left, judged, pixels, classes)
+    section = params.section_of(variants[0], "train")
+    assert isinstance(section, SegmentationStage)
+    if any(params.section_of(variant, "train") != section for variant in variants):
+        what = "the variants are trained by different recipes"
+        raise MmsegError("--variants", what, "name some that differ in their networks alone")
+    ours = {
+        "train.deep_supervision": section.deep_supervision,
+        "train.stochastic_depth": section.stochastic_depth,
+        "train.lookahead": section.lookahead,
+        "train.ema": section.ema,
+        "train.precise_bn": section.precise_bn,
+        "train.norm_batch": section.norm_batch != section.batch,
+        "runtime.workers": params.runtime.workers,  # they would have the data of the steps that are timed ready
+    }
+    for key, value in ours.items():
+        if value:
+            what = f"of preset {params.preset} is not for every network here"
+            raise MmsegError(key, what, "give --preset one without it")
+    return section
 
 
 @dataclass(frozen=True)
@@ -171,6 +87,7 @@ class Recipe:
         learning_rate: float,
         steps: int,
         seed: int,
+        channels_last: bool,
         on_step: Callable[[Step], None],
         pauses: Callable[[int], bool] = lambda _step: False,
         on_pause: Callable[[int], None] = lambda _step: None,
@@ -179,7 +96,7 @@ class Recipe:
         changes = {"learning_rate": learning_rate, "steps": steps}
         section = self.section.model_copy(update=changes)
         here = Processes(device=self.device)
-        machine = self.params.runtime
+        machine = self.params.runtime.model_copy(update={"channels_last": channels_last})
         state = parts.state(section, network, runtime=machine, processes=here)
         crops = parts.crops(section, images.train, classes=images.classes, seed=seed, processes=here)
         fit(
@@ -205,33 +122,40 @@ class Recipe:
 def judge(network: nn.Module, images: Images, *, device: torch.device) -> float:
     """Mean IoU in percent, over the pixels of all judged images, at the labels' native size."""
     batches = loader.items_loader(loader.WholeImages(images.judged), workers=0)
-    matrix_KK = inference.confusions(network, batches, classes=images.classes, device=device).sum(0)
+    with runtime.algorithms_untried():
+        matrix_KK = inference.confusions(network, batches, classes=images.classes, device=device).sum(0)
     return 100 * metrics.mean_iou(matrix_KK)
 
 
 Builders = Mapping[str, Callable[[], nn.Module]]
 
 
-def step_seconds(
-    builders: Builders, recipe: Recipe, images: Images, *, advance: Callable[[], None]
-) -> dict[str, list[float]]:
-    """Seconds of whole training steps, data included, of all networks in turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in builders}
+LAYOUTS = {"channels_last": True, "contiguous": False}
+
+
+def step_seconds(builders: Builders, recipe: Recipe, images: Images) -> dict[str, dict[str, list[float]]]:
+    """Seconds of whole training steps, data included, of all networks in turns, in both of LAYOUTS.
+
+    Each step is waited for, so that its time is all of it on a GPU too.
+    """
+    seconds: dict[str, dict[str, list[float]]] = {name: {layout: [] for layout in LAYOUTS} for name in builders}
     for round_ in range(-WARMUP, ROUNDS):
         for name, build in builders.items():
-            taken: list[Step] = []
-            runtime.seed_everything(0)
-            recipe.train(
-                build(),
-                images,
-                learning_rate=1e-4,
-                steps=1 + STEPS_A_ROUND,
-                seed=0,
-                on_step=taken.append,
-            )
-            if round_ >= 0:
-                seconds[name] += [step.seconds for step in taken[1:]]
-        advance()
+            for layout, channels_last in LAYOUTS.items():
+                taken: list[Step] = []
+                runtime.seed_everything(0)
+                recipe.train(
+                    build(),
+                    images,
+                    learning_rate=1e-4,
+                    steps=1 + STEPS_A_ROUND,
+                    seed=0,
+                    channels_last=channels_last,
+                    on_step=taken.append,
+                    pauses=lambda _step: True,
+                )
+                if round_ >= 0:
+                    seconds[name][layout] += [step.seconds for step in taken[1:]]
     return seconds
 
 
@@ -244,10 +168,11 @@ def one_run(
     steps: int,
     points: int,
     seed: int,
+    channels_last: bool,
 ) -> list[Row]:
     """Train a network and judge it at `points` equal parts of the way: rows of `step` and `miou` in percent.
 
-    A training that breaks down has no rows after that, but 0 at its end.
+    A training that breaks down has 0 at all that follow.
     """
     judged_at = sorted({max(1, round(steps * (point + 1) / points)) for point in range(points)})
     rows: list[Row] = []
@@ -264,12 +189,13 @@ def one_run(
             learning_rate=learning_rate,
             steps=steps,
             seed=seed,
+            channels_last=channels_last,
             on_step=lambda _step: None,
             pauses=lambda step: step in judged_at,
             on_pause=on_pause,
         )
     except NotFinite as broken:
-        rows.append({"step": steps, "miou": 0.0, "broken": str(broken)})
+        rows += [{"step": step, "miou": 0.0, "broken": str(broken)} for step in judged_at[len(rows) :]]
     return rows
 
 
@@ -333,8 +259,7 @@ def run(
     Returns:
         The content of the JSON report.
     """
-    section = params.section_of(variants[0], "train")
-    assert isinstance(section, SegmentationStage)
+    section = recipe_of(params, variants)
     runtime.prepare_training(threads=params.runtime.threads)
     recipe, tuning, final = Recipe(section, params, device), held_out(store, hold_out), whole(store)
     networks = {variant: params.network_of(variant) for variant in variants}
@@ -343,6 +268,9 @@ def run(
         builders[variant] = partial(peers.build_ours, network=networks[variant], classes=final.classes)
     for name in names:
         builders[name] = partial(peers.build_peer, name=name, classes=final.classes)
+    for build in builders.values():
+        with torch.device("meta"):
+            build()  # what cannot be built is told before anything is trained
     environment = environment_of(device) | peers.versions(names)
     trained_by = section.model_dump(exclude={"learning_rate", "steps", "validate_every", "checkpoint_every"})
     common = {
@@ -352,46 +280,44 @@ def run(
         "threads": torch.get_num_threads(),
         "device": str(device),
         "hold_out": hold_out,
+        "code": runtime.code_hash(CODE),
+        "runtime": params.runtime.model_dump(mode="json"),
     }
     kept = Kept(folder, common)
-    begin(ROUNDS + WARMUP + len(builders) * (len(rates) + seeds))
+    begin(1 + len(builders) * (len(rates) + seeds))
 
     measured = kept.get(
         {"what": "step", "networks": networks, "names": list(names)},
-        lambda: step_seconds(builders, recipe, final, advance=advance),
+        lambda: step_seconds(builders, recipe, final),
     )
-    step = {name: statistics.median(values) for name, values in measured.items()}
+    advance()
+    layouts, step = {}, {}
+    for name, found in measured.items():
+        step[name], layouts[name] = min((statistics.median(values), layout) for layout, values in found.items())
+
+    def trained(what: str, name: str, images: Images, *, rate: float, budget: float, points: int, seed: int) -> Row:
+        steps = max(1, int(budget / step[name]))
+        work: Row = {"steps": steps, "channels_last": LAYOUTS[layouts[name]], "points": points, "seed": seed}
+        make = partial(one_run, builders[name], recipe, images, learning_rate=rate, **work)
+        of = {"what": what, "name": name, "network": networks.get(name), "rate": rate} | work
+        found = {"seed": seed, "steps": steps, "points": kept.get(of, make)}
+        advance()
+        return found
+
     trials: dict[str, list[Row]] = {name: [] for name in builders}
     for rate in rates:
-        for name, build in builders.items():
-            steps = max(1, int(trial_seconds / step[name]))
-            what = {"what": "trial", "name": name, "network": networks.get(name), "rate": rate, "steps": steps}
-            make = partial(one_run, build, recipe, tuning, learning_rate=rate, steps=steps, points=1, seed=0)
-            miou = kept.get(what, make)[-1]["miou"]
+        for name in builders:
+            found = trained("trial", name, tuning, rate=rate, budget=trial_seconds, points=1, seed=0)
+            steps, miou = found["steps"], found["points"][-1]["miou"]
             trials[name].append({"learning_rate": rate, "steps": steps, "miou": miou})
             note(f"{name}, learning rate {rate:g}: {miou:.2f} % on the held-out images after {steps} steps")
-            advance()
     chosen = {name: max(rows, key=lambda row: row["miou"])["learning_rate"] for name, rows in trials.items()}
     runs: dict[str, list[Row]] = {name: [] for name in builders}
     for seed in range(seeds):
-        for name, build in builders.items():
-            steps = max(1, int(seconds / step[name]))
-            what = {
-                "what": "run",
-                "name": name,
-                "network": networks.get(name),
-                "rate": chosen[name],
-                "steps": steps,
-                "points": points,
-                "seed": seed,
-            }
-            make = partial(
-                one_run, build, recipe, final, learning_rate=chosen[name], steps=steps, points=points, seed=seed
-            )
-            rows = kept.get(what, make)
-            runs[name].append({"seed": seed, "steps": steps, "points": rows})
-            note(f"{name}, seed {seed}: {rows[-1]['miou']:.2f} % on val after {steps} steps")
-            advance()
+        for name in builders:
+            found = trained("run", name, final, rate=chosen[name], budget=seconds, points=points, seed=seed)
+            runs[name].append(found)
+            note(f"{name}, seed {seed}: {found['points'][-1]['miou']:.2f} % on val after {found['steps']} steps")
     return {
         "environment": environment,
         "settings": {
@@ -411,7 +337,8 @@ def run(
             "device": str(device),
         },
         "ours": list(variants),
-        "step_seconds": measured,
+        "layouts": layouts,
+        "step_seconds": {name: found[layouts[name]] for name, found in measured.items()},
         "trials": trials,
         "runs": runs,
     }

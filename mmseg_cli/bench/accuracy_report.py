@@ -57,7 +57,8 @@ def title_of(name: str) -> str:
     return f"{peers.PEERS[name].title} ({peers.PEERS[name].package})" if name in peers.PEERS else f"ours: {name}"
 
 
-HEADINGS = ("network", "learning rate", "step ms", "steps", "val mIoU %", "best of ours minus it", "verdict")
+EDGE = "*"  # behind a learning rate that is the lowest or the highest of those that were tried
+HEADINGS = ("network", "learning rate", "layout", "step ms", "steps", "val mIoU %", "best of ours minus it", "verdict")
 
 
 def rows(result: Row) -> list[tuple[str, ...]]:
@@ -66,6 +67,8 @@ def rows(result: Row) -> list[tuple[str, ...]]:
     found = []
     for name, runs in result["runs"].items():
         chosen = max(result["trials"][name], key=lambda row: row["miou"])["learning_rate"]
+        tried = result["settings"]["rates"]
+        edge = EDGE if len(tried) > 1 and chosen in (min(tried), max(tried)) else ""
         summary = summarise(_sample(result, name).plain_S.tolist())
         spread = "" if summary.spread is None else f" ± {summary.spread:.2f}"
         row = against.get(name)
@@ -76,7 +79,8 @@ def rows(result: Row) -> list[tuple[str, ...]]:
             difference, verdict = f"{inside.estimate:+.2f}{limits}", f"ours is {row.verdict.word}"
         cells = (
             title_of(name),
-            f"{chosen:g}",
+            f"{chosen:g}{edge}",
+            result["layouts"][name],
             f"{1e3 * statistics.median(result['step_seconds'][name]):.0f}",
             str(runs[0]["steps"]),
             f"{summary.mean:.2f}{spread}",
@@ -88,12 +92,11 @@ def rows(result: Row) -> list[tuple[str, ...]]:
 
 
 def curve(result: Row, name: str) -> list[tuple[float, Interval]]:
-    """(seconds, mean mIoU over the seeds with its interval) at every point where all seeds were judged."""
-    settings, runs = result["settings"], result["runs"][name]
-    count = min(len(run_["points"]) for run_ in runs)
+    """(seconds, mean mIoU over the seeds with its interval) at every point that was judged."""
+    settings, first = result["settings"], result["runs"][name][0]
     found = []
-    for point in range(count):
-        at = runs[0]["points"][point]["step"] / runs[0]["steps"] * settings["seconds"]
+    for point, row in enumerate(first["points"]):
+        at = row["step"] / first["steps"] * settings["seconds"]
         found.append((at, of_mean(_sample(result, name, point), estimand=THIS_SET)))
     return found
 
@@ -151,15 +154,18 @@ def markdown(result: Row, *, picture: str) -> str:
         f"Judged on the {settings['judged_images']} images of val, labels at their native size, with the last weights.",
         "Every network has the same loop, loss, schedule and crops in the same order. Its learning rate is the best of",
         f"{rates}, by one trial each of {settings['trial_seconds']:g} seconds in which {settings['held_out_images']}",
-        f"training images are held out ({held}). The best of ours is the one that did best there: val chose nothing.",
+        f"training images are held out ({held}); one at the end of what was tried is marked {EDGE}: a better one may",
+        "lie beyond. The best of ours is the one that did best there: val chose nothing here. What else the recipe has",
+        "(weight decay, warm-up, augmentation) is the preset's, which was made for ours.",
         "",
         "Seconds are steps times the median time of a step with its data, measured with all networks in turns;",
-        f"{settings['threads']} threads, device {settings['device']}. Judging is not in them. ± is the standard",
+        f"{settings['threads']} threads, device {settings['device']}, each in the memory layout that is faster for it.",
+        "Judging is not in them. ± is the standard",
         "deviation over the seeds; differences are paired by seed, with their 95 % interval over seeds (Student's t),",
         f"and verdicts are after Holm's correction over all rows. Machine: {machine}.",
         "",
         "| " + " | ".join(HEADINGS) + " |",
-        "|:--|--:|--:|--:|--:|--:|:--|",
+        "|:--|--:|:--|--:|--:|--:|--:|:--|",
         *("| " + " | ".join(row) + " |" for row in rows(result)),
         "",
         f"![val mIoU over seconds]({picture})",

@@ -115,6 +115,7 @@ def _in_turns(
     for _ in range(rounds):
         for key, step in steps.items():
             work = settings[key].work(device)
+            step()  # does not count: others may have taken the place of its kernels since its last turn
             work.wait()
             begun = time.perf_counter()
             step()
@@ -191,7 +192,7 @@ def _one_process(rank: int, world: int, port: int, setting: Setting, rounds: int
 
 
 def _processes(setting: Setting, *, rounds: int, advance: Callable[[], None]) -> dict[int, Row]:
-    """One to as many processes as there are cores, at most as there are images, one thread each, the same batch."""
+    """One to as many processes as there are cores, at most one for two images, one thread each, the same batch."""
     found = {}
     world = 1
     while world <= min(setting.batch // 2, os.cpu_count() or 1):

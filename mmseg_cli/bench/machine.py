@@ -22,14 +22,22 @@ CALLS = 3  # in a round
 def environment_of(device: torch.device) -> dict[str, str | int]:
     """What a reader needs to judge a timing on `device`."""
     accelerator = provenance.accelerator(str(device))
-    return runtime.environment() | ({} if accelerator is None else {"accelerator": accelerator})
+    if accelerator is None:
+        return runtime.environment()
+    tf32 = "on" if torch.backends.cudnn.allow_tf32 else "off"
+    return runtime.environment() | {"accelerator": accelerator, "TF32 of float32's convolutions": tf32}
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> list[float]:
-    """FLOP/s of products of two large square matrices."""
+    """FLOP/s of products of two large square matrices; of float32 in TF32 where convolutions train in it."""
     size = PEAK_SIZE[device.type]
     one, other = (torch.rand(size, size, device=device, dtype=dtype) for _ in range(2))
-    return _rates(lambda: one @ other, units=2 * size**3, device=device)
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before, products.allow_tf32 = products.allow_tf32, convolutions.allow_tf32
+    try:
+        return _rates(lambda: one @ other, units=2 * size**3, device=device)
+    finally:
+        products.allow_tf32 = before
 
 
 def bandwidth(device: torch.device) -> list[float]:

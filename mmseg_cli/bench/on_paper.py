@@ -138,7 +138,6 @@ def text(counted: Row) -> list[str]:
         "",
         f"What breaks first is the batch: {batch} images are one for each of {batch} GPUs, and 64 need a larger batch,",
         "which is another recipe (learning rate, steps, statistics). Next come the norms: their meetings are short and",
-        "many, so it is the latency of the link that counts, not its bandwidth; a smaller `norm_batch`, within one",
-        "machine, would take them off the network. Gradients do not fit behind the backward pass on:",
-        f"{', '.join(late) or 'none of these'}. Validation and checkpoints are not in this.",
+        "many, so it is the latency of the link that counts, not its bandwidth. Gradients do not fit behind the",
+        f"backward pass on: {', '.join(late) or 'none of these'}. Validation and checkpoints are not in this.",
     ]

@@ -1,8 +1,9 @@
 """What a training step should take if nothing but arithmetic and memory traffic took time (Williams et al. 2009).
 
-Each convolution takes the longer of its arithmetic at the device's matrix peak and its traffic at its bandwidth; norms,
-activations and sums take their traffic. Counted on torch's meta device, from the sizes of what each module reads and
-writes. No cache is taken into account, so a network whose maps fit into it may be faster.
+Each convolution takes the longer of its arithmetic at the device's matrix peak and its traffic at its bandwidth; each
+without a bias is charged the traffic of a norm and an activation behind it as well. Residual sums, squeeze-excite's
+scale, resizing, the loss and the optimizer are not in it. Counted on torch's meta device, from the sizes of what each
+convolution reads and writes. No cache is taken into account, so a network whose maps fit into it may be faster.
 
 Shape suffixes: B batch, C channels, H height, W width.
 """
@@ -50,7 +51,7 @@ def step_seconds(network: Mapping[str, Any], *, classes: int, batch: int, size: 
 
 
 class _Convolutions(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up what the convolutions inside the block take, with the norms and activations behind them."""
+    """Adds up what convolutions take, with the norms and activations behind them."""
 
     def __init__(self, device: Device) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -64,5 +65,6 @@ class _Convolutions(TorchDispatchMode):  # type: ignore[no-untyped-call]
             operations = 2 * made.numel() * weight[0].numel()
             traffic = FLOAT * (read.numel() + made.numel() + weight.numel())
             self.seconds += PASSES * max(operations / self.device.flops, traffic / self.device.bandwidth)
-            self.seconds += NORM_TRAFFIC * FLOAT * made.numel() / self.device.bandwidth
+            if args[2] is None:  # no bias: a norm follows, but for the first of a separable pair and a joined half
+                self.seconds += NORM_TRAFFIC * FLOAT * made.numel() / self.device.bandwidth
         return made

@@ -26,7 +26,7 @@ from mmseg_cli.ablation.costs import versus
 from mmseg_cli.bench import peers
 from mmseg_cli.bench.machine import environment_of, matrix_peak
 from mmseg_cli.bench.turns import take_turns, uncounted
-from mmseg_cli.errors import MmsegError, ResourceError
+from mmseg_cli.errors import MmsegError, ran_out
 from mmseg_cli.models import cost
 from mmseg_cli.models.fold import fold_norms
 
@@ -204,9 +204,12 @@ def run(
             pairs[name] = {"network": ours} | _pair(
                 {OURS: own, name: theirs}, name, work=work, rounds=rounds, advance=advance
             )
-        except (MmsegError, ResourceError) as error:
-            left_out[name] = str(error)
-            warn(f"left out: {error}")
+        except (MmsegError, RuntimeError, MemoryError) as error:
+            ours_says = isinstance(error, MmsegError)
+            if not ours_says and not ran_out(error):
+                raise
+            left_out[name] = str(error) if ours_says else f"{name}: not enough memory"
+            warn(f"left out: {left_out[name]}")
     return {
         "environment": environment_of(device) | peers.versions(pairs),
         "settings": {
@@ -228,7 +231,7 @@ HEADINGS = (
     "network", "parameters M", "GMACs", "training images/s", "TFLOP/s", "MFU %", "peak MB/image", "bytes/kMAC",
     "inference images/s",
 )  # fmt: skip
-RATIOS = ("ours against", "kind", "training", "interval", "inference", "interval", "peak memory")
+RATIOS = ("ours against", "kind", "MACs", "training", "interval", "inference", "interval", "peak memory")
 
 
 def _speeds(result: dict[str, Any], title: str, row: dict[str, Any]) -> tuple[str, ...]:
@@ -260,7 +263,8 @@ def tables(result: dict[str, Any]) -> dict[str, list[tuple[str, ...]]]:
             timing = versus(ours[what]["images_per_second"], theirs[what]["images_per_second"])
             cells += [f"{timing.ratio:.2f}", "-" if timing.low is None else f"{timing.low:.2f} - {timing.high:.2f}"]
         memory = f"{ours['peak_bytes'] / theirs['peak_bytes']:.2f}"
-        ratios.append((peer.title, peer.kind, *cells, memory))
+        macs = f"{ours['macs'] / theirs['macs']:.2f}"
+        ratios.append((peer.title, peer.kind, macs, *cells, memory))
         speeds.append(_speeds(result, f"{peer.title} ({peer.package})", theirs))
         speeds.append(_speeds(result, f"ours, width {pair['network']['width']}", ours))
     return {"Ours as a multiple of each peer": ratios, "Each network": speeds}

@@ -93,7 +93,7 @@ def accuracy(
     seeds: Annotated[int, typer.Option(min=1, help="Final runs of each network.")] = 3,
     learning_rates: Annotated[
         str, typer.Option(help="What each network tries, separated by commas.")
-    ] = "0.001,0.003,0.01",
+    ] = "0.001,0.003,0.01,0.03",
     trial_seconds: Annotated[float, typer.Option(min=0.1, help="Of training of each trial of a learning rate.")] = 75,
     hold_out: Annotated[
         str | None,

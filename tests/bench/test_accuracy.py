@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmseg_cli.bench import accuracy, accuracy_report, peers
+from mmseg_cli.bench import accuracy, accuracy_report, held_out, peers
 from mmseg_cli.data.store import open_store
 from mmseg_cli.errors import MmsegError
 from mmseg_cli.evaluation import metrics
@@ -27,11 +27,13 @@ def small(monkeypatch):
     monkeypatch.setitem(peers.PEERS, "small", peers.Peer("Small", "torch", "dense", Small))
     real = accuracy.step_seconds
 
-    def steps(builders, recipe, images, *, advance):
-        measured = real(builders, recipe, images, advance=advance)
-        assert all(len(values) == accuracy.ROUNDS * accuracy.STEPS_A_ROUND for values in measured.values())
-        assert all(value > 0 for values in measured.values() for value in values)
-        return {name: [STEPS[name]] for name in measured}
+    def steps(builders, recipe, images):
+        measured = [values for found in real(builders, recipe, images).values() for values in found.values()]
+        assert len(measured) == 2 * len(builders)
+        assert all(len(values) == accuracy.ROUNDS * accuracy.STEPS_A_ROUND for values in measured)
+        assert all(value > 0 for values in measured for value in values)
+        slower = {name: [2 * STEPS[name]] for name in builders}
+        return {name: {"channels_last": slower[name], "contiguous": [STEPS[name]]} for name in builders}
 
     monkeypatch.setattr(accuracy, "step_seconds", steps)
     monkeypatch.setattr(accuracy, "ROUNDS", 1)
@@ -67,7 +69,7 @@ def compared(project, *, begin=lambda total: None, advance=lambda: None, note=la
 def test_all_get_the_same_time_trials_and_points(prepared, small):
     totals, advanced, notes = [], [], []
     result = compared(prepared, begin=totals.append, advance=lambda: advanced.append(1), note=notes.append)
-    assert totals == [len(advanced)] == [2 + 3 * (2 + 3)]
+    assert totals == [len(advanced)] == [1 + 3 * (2 + 3)]
     assert len(notes) == 3 * (2 + 3)
     assert result["ours"] == ["mbconv", "mmbconv"]
     for name, runs in result["runs"].items():
@@ -81,7 +83,8 @@ def test_all_get_the_same_time_trials_and_points(prepared, small):
 
     rows = accuracy_report.rows(result)
     assert all(len(row) == len(accuracy_report.HEADINGS) for row in rows)
-    assert sum(row[5] == "best of ours, by the held-out images" for row in rows) == 1
+    assert sum(row[6] == "best of ours, by the held-out images" for row in rows) == 1
+    assert {row[2] for row in rows} == {"contiguous"}
     text = accuracy_report.markdown(result, picture="x.png")
     assert "| ours: mbconv |" in text
     assert "| Small (torch) |" in text
@@ -107,7 +110,7 @@ def test_what_is_done_is_not_done_again(prepared, small, monkeypatch):
 def test_a_part_of_a_split_holds_its_items_and_survives_a_worker(prepared):
     _, store = store_of(prepared)
     whole = store.split("train")
-    part = accuracy.Part(whole.folder, whole.split, (3, 1))
+    part = held_out.Part(whole.folder, whole.split, (3, 1))
     for each in (part, pickle.loads(pickle.dumps(part))):
         assert len(each) == 2
         for mine, theirs in ((0, 3), (1, 1)):
@@ -121,7 +124,7 @@ def test_a_part_of_a_split_holds_its_items_and_survives_a_worker(prepared):
 def test_what_is_held_out_is_not_trained_on(prepared):
     _, store = store_of(prepared)
     names = store.split("train").names()
-    images = accuracy.held_out(store, names[2])
+    images = held_out.held_out(store, names[2])
     assert (images.train.kept, images.judged.kept) == ((0, 1, 3, 4), (2,))
     pixels = np.zeros(images.classes, dtype=int)
     for item in (0, 1, 3, 4):
@@ -130,18 +133,19 @@ def test_what_is_held_out_is_not_trained_on(prepared):
                 pixels[index] += count
     assert images.class_pixels == pixels.tolist()
     last = max(range(5), key=lambda item: names[item])
-    assert accuracy.held_out(store, None).judged.kept == (last,)
+    assert held_out.held_out(store, None).judged.kept == (last,)
     for prefix, count in (("nothing", 0), ("", 5)):
         with pytest.raises(MmsegError, match=f"--hold-out: holds out {count} of 5 training images"):
-            accuracy.held_out(store, prefix)
+            held_out.held_out(store, prefix)
 
 
 def test_the_last_point_is_the_network_s_own_score(prepared, monkeypatch):
     params, store = store_of(prepared)
-    images = accuracy.whole(store)
+    images = held_out.whole(store)
     recipe = accuracy.Recipe(params.section_of("mbconv", "train"), params, CPU)
     network = peers.build_ours(network=params.network_of("mbconv"), classes=images.classes)
-    rows = accuracy.one_run(lambda: network, recipe, images, learning_rate=0.01, steps=3, points=1, seed=0)
+    work = {"learning_rate": 0.01, "steps": 3, "points": 1, "seed": 0, "channels_last": True}
+    rows = accuracy.one_run(lambda: network, recipe, images, **work)
     assert [row["step"] for row in rows] == [3]
     network.eval()
     matrix = 0
@@ -155,17 +159,16 @@ def test_the_last_point_is_the_network_s_own_score(prepared, monkeypatch):
 
 def test_a_training_that_breaks_down_counts_0_and_is_no_traceback(prepared):
     params, store = store_of(prepared)
-    images = accuracy.whole(store)
+    images = held_out.whole(store)
     recipe = accuracy.Recipe(params.section_of("mbconv", "train"), params, CPU)
 
     class Broken(Small):
         def forward(self, x_BCHW):
             return super().forward(x_BCHW) * float("nan")
 
-    rows = accuracy.one_run(
-        lambda: Broken(images.classes), recipe, images, learning_rate=0.01, steps=3, points=1, seed=0
-    )
-    assert rows == [{"step": 3, "miou": 0.0, "broken": "the loss is nan at step 1"}]
+    work = {"learning_rate": 0.01, "steps": 3, "points": 2, "seed": 0, "channels_last": True}
+    rows = accuracy.one_run(lambda: Broken(images.classes), recipe, images, **work)
+    assert rows == [{"step": step, "miou": 0.0, "broken": "the loss is nan at step 1"} for step in (2, 3)]
 
 
 def made(scores):
@@ -181,8 +184,9 @@ def made(scores):
         "ours": ["mmbconv", "mbconv"],
         "runs": runs,
         "trials": trials,
+        "layouts": dict.fromkeys(scores, "channels_last"),
         "step_seconds": {name: [0.1] for name in scores},
-        "settings": {"seconds": 1.0},
+        "settings": {"seconds": 1.0, "rates": [0.001, 0.01]},
     }
 
 
@@ -199,14 +203,15 @@ def test_the_best_of_ours_is_chosen_without_a_look_at_val():
 
 def test_the_report_names_the_verdicts_of_ours():
     rows = {row[0]: row for row in accuracy_report.rows(made({"mmbconv": [60, 61, 62], "mbconv": [50, 51, 52.5]}))}
-    assert rows["ours: mmbconv"][6] == "ours is worse"
+    assert rows["ours: mmbconv"][7] == "ours is worse"
+    assert rows["ours: mmbconv"][1] == "0.01*"  # the highest that was tried
     assert list(rows) == ["ours: mmbconv", "ours: mbconv"]
 
 
 def test_one_seed_has_no_interval():
     result = made({"mmbconv": [60], "mbconv": [50], "torchvision-lraspp": [40]})
     rows = {row[0]: row for row in accuracy_report.rows(result)}
-    assert rows["LRASPP, MobileNetV3-Large (torchvision)"][4:] == ("40.00", "+10.00", "ours is no verdict")
+    assert rows["LRASPP, MobileNetV3-Large (torchvision)"][5:] == ("40.00", "+10.00", "ours is no verdict")
     broken = copy.deepcopy(result)
     broken["runs"]["mbconv"][0]["points"][0]["miou"] = 0.0
     assert accuracy_report.curve(broken, "mbconv")[0][1].estimate == 0
@@ -239,6 +244,38 @@ def test_wrong_options_are_said_in_one_line(prepared, arguments, said):
     assert ended.code == 2
     assert ended.err.count("\n") == 1
     assert said in ended.err
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "said"),
+    [
+        ("train", {"ema": {"decay": 0.9}}, "train.ema: of preset demo is not for every network here"),
+        ("train", {"deep_supervision": 0.4}, "train.deep_supervision: of preset demo"),
+        ("train", {"stochastic_depth": 0.1}, "train.stochastic_depth: of preset demo"),
+        ("train", {"norm_batch": 1}, "train.norm_batch: of preset demo"),
+        ("runtime", {"workers": 1}, "runtime.workers: of preset demo"),
+        (
+            "variants",
+            {"mmbconv": {"block": "mmbconv", "train": {"steps": 7}}},
+            "--variants: the variants are trained by",
+        ),
+    ],
+)
+def test_a_recipe_that_is_not_for_all_is_refused(prepared, change_params, section, changes, said):
+    change_params(lambda content: content[section].update(changes))
+    ended = run_inside("bench", "accuracy", "--preset", "demo", "--variants", "mbconv,mmbconv", "--peers", "none")
+    assert ended.code == 2
+    assert ended.err.count("\n") == 1
+    assert said in ended.err
+
+
+def test_a_package_that_is_missing_is_said_before_anything_is_trained(prepared, monkeypatch):
+    missing = peers.Peer("Missing", "no-such-package", "dense", Small)
+    monkeypatch.setitem(peers.PEERS, "missing", missing)
+    monkeypatch.setattr(accuracy, "one_run", None)
+    ended = run_inside("bench", "accuracy", "--preset", "demo", "--variants", "mbconv", "--peers", "missing")
+    assert ended.code == 2
+    assert "missing: needs the package no-such-package" in ended.err
 
 
 def test_data_that_are_not_prepared_are_said(project):

@@ -107,6 +107,20 @@ def test_a_peer_that_cannot_be_made_is_left_out_and_said(small, monkeypatch):
     assert "Left out: small (small: needs the package x: install it)." in train.markdown(result)
 
 
+def test_a_peer_that_the_memory_does_not_suffice_for_costs_no_other(small, monkeypatch):
+    class Large(Small):
+        def forward(self, x_BCHW):
+            if not x_BCHW.is_meta:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return super().forward(x_BCHW)
+
+    monkeypatch.setitem(peers.PEERS, "large", peers.Peer("Large", "torch", "dense", Large))
+    result, warned = compared(["small", "large"])
+    assert list(result["pairs"]) == ["small"]
+    assert result["left_out"] == {"large": "large: not enough memory"}
+    assert warned == ["left out: large: not enough memory"]
+
+
 def test_the_command_writes_its_report(project, small):
     ended = run_inside(
         "bench", "train", "--peers", "small", "--preset", "demo", "--height", 32, "--width", 48, "--batch", 2,
