@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-all lint install clean
+.PHONY: demo test test-all lint bench install clean
 
 install: $(INSTALLED)
 
@@ -35,6 +35,20 @@ test: lint
 
 test-all: lint
 	$(PYTEST) -m 'slow or not slow'
+
+# Everything in reports/bench/ of this machine, which must have nothing else to do: most of a day, of which the two
+# last commands are the most; they go on where they were, and train on camvid-small's data, see docs/training.md.
+bench: install
+	mmseg bench start-up
+	mmseg bench data
+	mmseg bench predict
+	mmseg bench gains
+	mmseg bench train
+	mmseg bench growth
+	mmseg bench calibration
+	mmseg bench alike
+	mmseg bench accuracy --hold-out 0006R0
+	mmseg bench accuracy --hold-out 0006R0 --seconds 600
 
 clean:
 	rm -rf data runs .work mlflow.db mlflow.db-* mlruns mlartifacts
