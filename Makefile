@@ -37,7 +37,7 @@ test-all: lint
 	$(PYTEST) -m 'slow or not slow'
 
 # Everything in reports/bench/ of this machine, which must have nothing else to do: most of a day, of which the two
-# last commands are the most; they go on where they were, and train on camvid-small's data, see docs/training.md.
+# last commands are the most; they go on where they were, and train on camvid-small's data, see the README.
 bench: install
 	mmseg bench start-up
 	mmseg bench data
