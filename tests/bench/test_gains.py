@@ -50,11 +50,12 @@ def test_every_way_of_every_block_is_checked_and_timed(monkeypatch):
 
 
 def test_the_plain_way_is_gone_after_it():
-    fits, forward = lean._fits, DecoderLevel.forward
+    forward = DecoderLevel.forward
     with gains._as("plain"):
-        assert lean._fits is not fits
+        assert lean._plain
         assert DecoderLevel.forward is not forward
-    assert (lean._fits, DecoderLevel.forward) == (fits, forward)
+    assert not lean._plain
+    assert DecoderLevel.forward is forward
 
 
 def test_a_way_that_trains_something_else_is_not_timed(monkeypatch):
