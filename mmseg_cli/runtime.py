@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -154,16 +154,21 @@ def prepare_training(*, threads: int | None, deterministic: bool = False) -> Non
 
 
 @contextmanager
-def algorithms_untried() -> Iterator[None]:
-    """Inside the block cuDNN chooses its algorithms without timing them: for images of many sizes."""
-    import torch
-
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = False
+def switched(owner: object, name: str, value: bool) -> Iterator[None]:
+    """Inside the block the switch `name` of `owner`, such as of one of torch's backends, is at `value`."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark = before
+        setattr(owner, name, before)
+
+
+def algorithms_untried() -> AbstractContextManager[None]:
+    """Inside the block cuDNN chooses its algorithms without timing them: for images of many sizes."""
+    import torch
+
+    return switched(torch.backends.cudnn, "benchmark", False)
 
 
 def die_with_parent() -> None:

@@ -28,6 +28,7 @@ from mmseg_cli import runtime
 from mmseg_cli.bench import peers
 from mmseg_cli.bench.held_out import Images, held_out, whole
 from mmseg_cli.bench.machine import environment_of
+from mmseg_cli.bench.train import CHANNELS_LAST, LAYOUTS
 from mmseg_cli.data import loader
 from mmseg_cli.data.store import Store
 from mmseg_cli.errors import MmsegError
@@ -130,18 +131,15 @@ def judge(network: nn.Module, images: Images, *, device: torch.device) -> float:
 Builders = Mapping[str, Callable[[], nn.Module]]
 
 
-LAYOUTS = {"channels_last": True, "contiguous": False}
-
-
 def step_seconds(builders: Builders, recipe: Recipe, images: Images) -> dict[str, dict[str, list[float]]]:
-    """Seconds of whole training steps, data included, of all networks in turns, in both of LAYOUTS.
+    """Seconds of whole training steps, data included, of all networks in turns, in each of LAYOUTS.
 
     Each step is waited for, so that its time is all of it on a GPU too.
     """
     seconds: dict[str, dict[str, list[float]]] = {name: {layout: [] for layout in LAYOUTS} for name in builders}
     for round_ in range(-WARMUP, ROUNDS):
         for name, build in builders.items():
-            for layout, channels_last in LAYOUTS.items():
+            for layout in LAYOUTS:
                 taken: list[Step] = []
                 runtime.seed_everything(0)
                 recipe.train(
@@ -150,7 +148,7 @@ def step_seconds(builders: Builders, recipe: Recipe, images: Images) -> dict[str
                     learning_rate=1e-4,
                     steps=1 + STEPS_A_ROUND,
                     seed=0,
-                    channels_last=channels_last,
+                    channels_last=layout == CHANNELS_LAST,
                     on_step=taken.append,
                     pauses=lambda _step: True,
                 )
@@ -297,7 +295,7 @@ def run(
 
     def trained(what: str, name: str, images: Images, *, rate: float, budget: float, points: int, seed: int) -> Row:
         steps = max(1, int(budget / step[name]))
-        work: Row = {"steps": steps, "channels_last": LAYOUTS[layouts[name]], "points": points, "seed": seed}
+        work: Row = {"steps": steps, "channels_last": layouts[name] == CHANNELS_LAST, "points": points, "seed": seed}
         make = partial(one_run, builders[name], recipe, images, learning_rate=rate, **work)
         of = {"what": what, "name": name, "network": networks.get(name), "rate": rate} | work
         found = {"seed": seed, "steps": steps, "points": kept.get(of, make)}

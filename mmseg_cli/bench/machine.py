@@ -32,12 +32,8 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> list[float]:
     """FLOP/s of products of two large square matrices; of float32 in TF32 where convolutions train in it."""
     size = PEAK_SIZE[device.type]
     one, other = (torch.rand(size, size, device=device, dtype=dtype) for _ in range(2))
-    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
-    before, products.allow_tf32 = products.allow_tf32, convolutions.allow_tf32
-    try:
+    with runtime.switched(torch.backends.cuda.matmul, "allow_tf32", torch.backends.cudnn.allow_tf32):
         return _rates(lambda: one @ other, units=2 * size**3, device=device)
-    finally:
-        products.allow_tf32 = before
 
 
 def bandwidth(device: torch.device) -> list[float]:

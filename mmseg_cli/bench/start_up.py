@@ -1,8 +1,8 @@
 """`mmseg bench start-up`: what one waits for where nothing is to be computed.
 
-Everything happens in a project of its own in a temporary folder: its evidence is a preset's, copied under further
-seeds, and its stages are recorded as done by `dvc commit`. Nothing of it is trained, and the user's project is only
-read. The commands take turns, each as a process of its own.
+Everything happens in projects of its own in a temporary folder: one as it is shipped, one with the evidence of a preset
+copied under further seeds, one of many stages; stages are recorded as done by `dvc commit`. Nothing is trained, and the
+user's project is only read. The commands take turns, each as a process of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ STAGES = 100
 LADDER_STAGES = 4  # of a run: two of pretraining, training, evaluation
 RUNS_PRESET, STAGES_PRESET = "runs-100", "stages-100"
 PARTS = ("mmseg_cli", "blocks", "dvc.yaml", "params.yaml")  # of a project: what its stages depend on
+SHIPPED = (*PARTS, "pipelines")  # and the other presets, whose stages DVC reads whichever it is asked for
 PYTHON = "python -c pass"
 LIMITS = {  # seconds, by command: what we mean to keep on two cores
     PYTHON: None,
@@ -56,29 +58,23 @@ def run(source: Paths, params: Params, work: Path, *, rounds: int, advance: Call
     Raises:
         MmsegError: the preset has no evidence.
     """
-    project = work / "project"
-    for part in PARTS:
-        _copy(source.root / part, project / part)
+    shipped = _project(work / "shipped", source, SHIPPED)
+    with_runs, with_stages = (_project(work / name, source, PARTS) for name in (RUNS_PRESET, STAGES_PRESET))
     seeds = list(range(math.ceil(RUNS / len(params.ablate.variants))))
-    copy_evidence(source, params, _new_preset(project, source, RUNS_PRESET, seeds=seeds), seeds=seeds)
+    copy_evidence(source, params, _new_preset(with_runs, source, RUNS_PRESET, seeds=seeds), seeds=seeds)
     seeds = list(range(math.ceil(STAGES / LADDER_STAGES / len(params.ablate.variants))))
-    large = _new_preset(project, source, STAGES_PRESET, seeds=seeds)
-    _called(project, "git", "init", "--quiet")
-    _called(project, sys.executable, "-m", "dvc", "init", "--quiet")
-    stages = {DEMO: record_as_done(find(preset=DEMO, root=project)), STAGES_PRESET: record_as_done(large)}
+    large = _new_preset(with_stages, source, STAGES_PRESET, seeds=seeds)
+    stages = {DEMO: record_as_done(find(preset=DEMO, root=shipped)), STAGES_PRESET: record_as_done(large)}
     here = Path(sys.executable)
     mmseg, dvc = (str(here.with_name(name)) for name in ("mmseg", "dvc"))
     commands = (
-        [str(here), "-c", "pass"],
-        [mmseg, "--help"],
-        [mmseg, "ablate", "--no-run", "--preset", RUNS_PRESET],
-        [dvc, "repro"],
-        [dvc, "repro", str(large.pipeline)],
+        partial(_called, shipped, str(here), "-c", "pass"),
+        partial(_called, shipped, mmseg, "--help"),
+        partial(_called, with_runs, mmseg, "ablate", "--no-run", "--preset", RUNS_PRESET),
+        partial(_called, shipped, dvc, "repro"),
+        partial(_called, with_stages, dvc, "repro", str(large.pipeline)),
     )
-    contenders = {
-        name: uncounted(lambda command=command: _called(project, *command))  # type: ignore[misc]
-        for name, command in zip(LIMITS, commands, strict=True)
-    }
+    contenders = {name: uncounted(command) for name, command in zip(LIMITS, commands, strict=True)}
     timings = take_turns(contenders, reference=PYTHON, rounds=rounds, calls=1, units=1, advance=advance)
     return {
         "environment": runtime.environment(),
@@ -90,12 +86,18 @@ def run(source: Paths, params: Params, work: Path, *, rounds: int, advance: Call
     }
 
 
-def _copy(source: Path, target: Path) -> None:
-    if source.is_dir():
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-    else:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source, target)
+def _project(root: Path, source: Paths, parts: Sequence[str]) -> Path:
+    """A new project of some parts of the source's, under Git and DVC."""
+    root.mkdir(parents=True)
+    for part in parts:
+        if (source.root / part).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source.root / part, root / part, symlinks=True, ignore=ignored)
+        else:
+            shutil.copy(source.root / part, root / part)
+    _called(root, "git", "init", "--quiet")
+    _called(root, sys.executable, "-m", "dvc", "init", "--quiet")
+    return root
 
 
 def _new_preset(project: Path, source: Paths, name: str, *, seeds: list[int]) -> Paths:
@@ -190,8 +192,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"its own, in turn over {settings['rounds']} rounds, after one that does not count. The files lie in the page",
         f"cache. The {RUNS} runs are {settings['preset']}'s evidence under further seeds, without data at hand, so no",
         f"example pictures are drawn; tracking is {'on' if settings['tracking'] else 'off'}. All stages are recorded",
-        f"as done: demo has {small}, the large pipeline {large}, with all the code that they depend on. Machine:",
-        f"{machine}.",
+        f"as done, with all the code that they depend on: demo's {small}, beside the other presets, which DVC",
+        f"reads as well, and {large} in a project of their own. Machine: {machine}.",
         "",
         "| " + " | ".join(HEADINGS) + " |",
         "|:--|--:|--:|--:|",

@@ -31,7 +31,8 @@ from mmseg_cli.models import cost
 from mmseg_cli.models.fold import fold_norms
 
 OURS = "ours"
-LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+CHANNELS_LAST = "channels_last"
+LAYOUTS = {CHANNELS_LAST: torch.channels_last, "contiguous": torch.contiguous_format}
 TRIALS = 2  # calls of each layout, after one that does not count
 
 

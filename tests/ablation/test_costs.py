@@ -13,18 +13,9 @@ import pytest
 
 from mmseg_cli import energy
 from mmseg_cli.ablation import costs
+from tests import networks
 
-NETWORK = {
-    "layout": "uniform",
-    "width": 8,
-    "depth": 1,
-    "levels": 2,
-    "stem_stride": 2,
-    "expansion": 2.0,
-    "se_ratio": 0.25,
-    "norm": "batch",
-    "activation": "relu",
-}
+NETWORK = networks.NETWORK | {"width": 8, "activation": "relu"}
 NETWORKS = {
     "residual": {**NETWORK, "block": "residual"},
     "mbconv": {**NETWORK, "block": "mbconv"},

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -18,10 +17,8 @@ from tests.conftest import REPOSITORY, run_inside
 @pytest.fixture
 def project(tmp_path):
     """A project whose demo has evidence of two variants; a hundred runs of it are few."""
-    root = tmp_path / "project"
-    for part in start_up.PARTS:
-        start_up._copy(REPOSITORY / part, root / part)
-    paths = find(preset=DEMO, root=root)
+    shipped = find(preset=DEMO, root=REPOSITORY)
+    paths = find(preset=DEMO, root=start_up._project(tmp_path / "project", shipped, start_up.SHIPPED))
     text = paths.params.read_text()
     paths.params.write_text(text.replace("variants: [residual, mbconv, mmbconv]", "variants: [residual, mbconv]"))
     evidence.make(paths, load(paths.params))
@@ -42,11 +39,10 @@ def test_all_commands_are_run_and_nothing_is_trained(project, tmp_path, monkeypa
     assert list(result["commands"]) == list(start_up.LIMITS)
     assert all(len(own["seconds"]) == 1 and own["seconds"][0] > 0 for own in result["commands"].values())
     assert result["settings"]["stages"][start_up.STAGES_PRESET] >= 16
-    made = work / "project"
-    table = (made / "reports" / start_up.RUNS_PRESET / "ablation.md").read_text()
+    table = (work / start_up.RUNS_PRESET / "reports" / start_up.RUNS_PRESET / "ablation.md").read_text()
     assert "residual" in table
     assert "mbconv" in table
-    assert not list((made / "runs").rglob("*.safetensors"))
+    assert not list(work.rglob("*.safetensors"))
     assert before == {file: file.read_bytes() for file in project.root.rglob("*") if file.is_file()}
     page = start_up.markdown(result)
     assert page.count("\n| ") == 1 + len(start_up.LIMITS)
@@ -54,8 +50,6 @@ def test_all_commands_are_run_and_nothing_is_trained(project, tmp_path, monkeypa
 
 
 def test_stages_recorded_as_done_are_noticed_when_they_are_not(project):
-    subprocess.run(["git", "init", "--quiet"], cwd=project.root, check=True)
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=project.root, check=True)
     stages = start_up.record_as_done(project)
     assert stages > 3
     (project.root / "blocks" / "new.py").write_text("")

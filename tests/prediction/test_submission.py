@@ -20,6 +20,7 @@ from mmseg_cli.errors import MmsegError, ResourceError
 from mmseg_cli.evaluation.segmenter import Protocol
 from mmseg_cli.files import sha256
 from mmseg_cli.prediction import submission
+from tests.networks import NETWORK
 
 SPACE, TABLE = cityscapes_19()
 SIZE = (32, 64)
@@ -314,18 +315,7 @@ def run(tmp_path, mmseg, monkeypatch, small) -> tuple[Path, Path]:
 
 
 def _write_run(folder, store, weights, build_network):
-    network = {
-        "layout": "uniform",
-        "width": 4,
-        "depth": 1,
-        "levels": 2,
-        "stem_stride": 2,
-        "expansion": 2.0,
-        "se_ratio": 0.25,
-        "norm": "batch",
-        "activation": "silu",
-        "block": "mbconv",
-    }
+    network = NETWORK | {"block": "mbconv"}
     folder.mkdir(parents=True)
     weights.save_weights(build_network(task="segmentation", num_classes=19, **network), folder / weights.WEIGHTS)
     record = {

@@ -11,7 +11,6 @@ import torch
 import trees
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import NETWORK
 
 from mmseg_cli.errors import MmsegError, ResourceError
 from mmseg_cli.models.auxiliary import DeepSupervision
@@ -20,6 +19,7 @@ from mmseg_cli.training import checkpoint
 from mmseg_cli.training.averaging import Ema, Lookahead
 from mmseg_cli.training.optim import build_optimizer
 from mmseg_cli.training.state import State
+from tests.networks import NETWORK
 
 DEFINITION = {"train.learning_rate": 0.1, "train.crop": [32, 32], "seed": 0}
 FILES = ["model.safetensors", "training.safetensors", "training.json", "manifest.json"]

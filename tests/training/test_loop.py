@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from networks import NETWORK
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,6 +20,7 @@ from mmseg_cli.training.loop import NotFinite, fit
 from mmseg_cli.training.losses import Objective, build_objective
 from mmseg_cli.training.optim import build_optimizer
 from mmseg_cli.training.state import State
+from tests.networks import NETWORK
 
 CPU = torch.device("cpu")
 

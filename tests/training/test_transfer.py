@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import NETWORK
 
 from mmseg_cli.errors import MmsegError
 from mmseg_cli.models.unet import build_network
 from mmseg_cli.training.transfer import transfer
+from tests.networks import NETWORK
 
 FILE = Path("runs/before/model.safetensors")
 
