@@ -37,20 +37,20 @@ VAL_SPACE, VAL_CITIES = "cityscapes-19", {"frankfurt": 267, "lindau": 59, "munst
 # ------------------------------------------------------------------------------------------------ what it takes
 
 SEEDS = 3
-PLANNED = "`mmseg plan paper --gpus 8x80GB`, 2026-11-26"
+PLANNED = "`mmseg plan paper --gpus 8x80GB`, 2026-11-27"
 DATA = "ImageNet, Mapillary Vistas v1.2 and Cityscapes"
 IMAGENET, MAPILLARY, TRAIN = LADDER
 # GPU hours of one run by rung: the hours a run that PLANNED prints, times 8 devices. A slow test computes them again.
 HOURS = {
-    RESIDUAL: {IMAGENET: 55.0, MAPILLARY: 38.0, TRAIN: 6.9},
-    MBCONV: {IMAGENET: 45.8, MAPILLARY: 32.6, TRAIN: 5.8},
-    MMBCONV: {IMAGENET: 155.6, MAPILLARY: 97.0, TRAIN: 18.7},
+    RESIDUAL: {IMAGENET: 54.1, MAPILLARY: 32.1, TRAIN: 6.4},
+    MBCONV: {IMAGENET: 44.9, MAPILLARY: 26.6, TRAIN: 5.3},
+    MMBCONV: {IMAGENET: 154.7, MAPILLARY: 91.1, TRAIN: 18.2},
 }
 # Of the rows `uniform` and `pyramid`, both of 5 levels: at the preset's 8, a pyramid of equal MACs would have billions
 # of weights.
 LAYOUT_HOURS = {
-    "uniform": {IMAGENET: 54.9, MAPILLARY: 35.6, TRAIN: 6.7},
-    "pyramid": {IMAGENET: 55.4, MAPILLARY: 34.9, TRAIN: 6.6},
+    "uniform": {IMAGENET: 54.0, MAPILLARY: 32.0, TRAIN: 6.4},
+    "pyramid": {IMAGENET: 54.2, MAPILLARY: 31.0, TRAIN: 6.2},
 }
 
 
