@@ -35,12 +35,33 @@ class Peer:
         package: that it comes from, as the registry calls it.
         kind: what most of its multiply-accumulates are in.
         build: makes it for a number of classes.
+        multiple: what it asks heights and widths to be divisible by; 1 takes any.
     """
 
     title: str
     package: str
     kind: Literal["dense", "depthwise", "attention"]
     build: Callable[[int], nn.Module]
+    multiple: int = 1
+
+
+class _Padded(nn.Module):
+    """A network that takes sizes divisible by some number: others get zeros at the right and below, cut off after.
+
+    Args:
+        multiple: that number.
+    """
+
+    def __init__(self, network: nn.Module, *, multiple: int) -> None:
+        super().__init__()
+        self.network, self.multiple = network, multiple
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        height, width = x_BCHW.shape[-2:]
+        below, right = -height % self.multiple, -width % self.multiple
+        padded_BCHW = F.pad(x_BCHW, (0, right, 0, below)) if below or right else x_BCHW
+        logits_BKHW: Tensor = self.network(padded_BCHW)
+        return logits_BKHW[..., :height, :width]
 
 
 def _smp(architecture: str, encoder: str) -> Callable[[int], nn.Module]:
@@ -127,11 +148,11 @@ PEERS: dict[str, Peer] = {
     "smp-unet-efficientnet-b0": Peer("U-Net, EfficientNet-B0", SMP, "depthwise", _smp("Unet", "efficientnet-b0")),
     "smp-unet-efficientnet-b3": Peer("U-Net, EfficientNet-B3", SMP, "depthwise", _smp("Unet", "efficientnet-b3")),
     "smp-deeplabv3plus-mobilenetv2": Peer(
-        "DeepLabV3+, MobileNetV2", SMP, "depthwise", _smp("DeepLabV3Plus", "mobilenet_v2")
+        "DeepLabV3+, MobileNetV2", SMP, "depthwise", _smp("DeepLabV3Plus", "mobilenet_v2"), multiple=16
     ),
     "torchvision-lraspp": Peer("LRASPP, MobileNetV3-Large", TORCHVISION, "depthwise", _lraspp),
     "torchvision-deeplabv3": Peer("DeepLabV3, ResNet-50", TORCHVISION, "dense", _deeplab),
-    "timm-hrnet-w48": Peer("HRNetV2-W48", "timm", "dense", _HrNet),
+    "timm-hrnet-w48": Peer("HRNetV2-W48", "timm", "dense", _HrNet, multiple=32),
     "transformers-segformer-b2": Peer("SegFormer-B2", "transformers", "attention", _SegFormer),
 }
 
@@ -147,9 +168,10 @@ def build_peer(*, name: str, classes: int) -> nn.Module:
     peer = PEERS[name]
     try:
         version(peer.package)
-        return peer.build(classes).train()
+        network = peer.build(classes).train()
     except (PackageNotFoundError, ModuleNotFoundError) as error:
         raise MmsegError(name, f"needs the package {peer.package}", "pip install 'mmseg-cli[bench]'") from error
+    return network if peer.multiple == 1 else _Padded(network, multiple=peer.multiple)
 
 
 def build_ours(*, network: Mapping[str, Any], classes: int) -> nn.Module:

@@ -32,6 +32,8 @@ def test_a_peer_has_its_size_and_gives_logits_of_the_image_s(name):
     x_BCHW = torch.empty(2, 3, 64, 96, device="meta")
     assert network(x_BCHW).shape == (2, 19, 64, 96)
     assert network.eval()(x_BCHW).shape == (2, 19, 64, 96)
+    camvid_BCHW = torch.empty(1, 3, 360, 480, device="meta")  # no multiple of 16
+    assert network(camvid_BCHW).shape == (1, 19, 360, 480)
 
 
 def test_a_missing_package_is_said(monkeypatch):
