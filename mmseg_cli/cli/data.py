@@ -57,10 +57,10 @@ class PrepareCommand(TyperCommand):
         super().format_help(ctx, formatter)
         from mmseg_cli.data.prepare import SOURCES
 
-        typer.echo("Layouts, and what --root must hold:")
+        formatter.write("\nLayouts, and what --root must hold:\n")
         for name, module in SOURCES.items():
-            typer.echo(f"  {name + ':':12} {module.HINT}")
-        typer.echo(f"\n{SOURCES['folder'].HELP.strip()}\n")
+            formatter.write(f"  {name + ':':12} {module.HINT}\n")
+        formatter.write(f"\n{SOURCES['folder'].HELP.strip()}\n")
 
 
 def _section_from(options: dict[str, Any]) -> Dataset:
