@@ -89,7 +89,7 @@ def draw(evidence: Evidence, rows: Sequence[Row]) -> dict[str, bytes]:
             figure = paint()
             if figure is not None:
                 buffer = io.BytesIO()
-                figure.savefig(buffer, format="png", metadata={"Software": None})
+                figure.canvas.print_png(buffer, metadata={"Software": None})  # savefig draws twice: the first lays out
                 found[name] = buffer.getvalue()
     return found
 

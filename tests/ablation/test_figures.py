@@ -7,7 +7,7 @@ from dataclasses import replace
 import matplotlib
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
 
@@ -106,13 +106,13 @@ def nine():
 def drawn(monkeypatch):
     """The figures that were saved, in order."""
     found = []
-    savefig = Figure.savefig
+    print_png = FigureCanvasAgg.print_png
 
     def noted(own, *args, **kwargs):
-        found.append(own)
-        return savefig(own, *args, **kwargs)
+        found.append(own.figure)
+        return print_png(own, *args, **kwargs)
 
-    monkeypatch.setattr(Figure, "savefig", noted)
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", noted)
     return found
 
 
