@@ -40,6 +40,8 @@ LIMITS = {  # seconds, by command: what we mean to keep on two cores
     "dvc repro, demo": 1.5,
     f"dvc repro, {STAGES} stages": 3.0,
 }
+# Variables by which a command would do otherwise, or compile all of its code each time.
+NOT_A_USER_S = ("MLFLOW_", "PYTHONDONTWRITEBYTECODE")
 HEADINGS = ("command", "seconds", "range over rounds", "we aim at")
 
 
@@ -163,7 +165,7 @@ def _called(project: Path, *command: str) -> None:
     Raises:
         RuntimeError: it failed.
     """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(NOT_A_USER_S)}
     ended = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
     if ended.returncode:
         raise RuntimeError(f"{' '.join(command)}: {ended.stdout}{ended.stderr}")
