@@ -28,7 +28,8 @@ class Link:
 
     Attributes:
         title: for people.
-        bandwidth: bytes a second that each GPU sends, as collectives reach it.
+        bandwidth: bytes a second that an all-reduce reaches, as "bus bandwidth" of nccl-tests: rings pass through every
+            GPU and leave a machine once, so all its network cards together bound them, not a GPU's share of these.
         latency: seconds of a small collective.
     """
 
@@ -37,9 +38,10 @@ class Link:
     latency: float
 
 
+# Four fifths of what the wires carry, as NCCL's maintainers tell of it (nccl-tests, issue 212).
 NVLINK = Link("NVLink, one machine", 360e9, 15e-6)
-INFINIBAND = Link("400 Gb/s a GPU", 40e9, 40e-6)
-ETHERNET = Link("100 Gb/s a machine of 8", 1.2e9, 80e-6)
+INFINIBAND = Link("machines of 8, 400 Gb/s a GPU", 8 * 40e9, 40e-6)
+ETHERNET = Link("machines of 8, 100 Gb/s each", 10e9, 80e-6)
 
 
 def count(preset: str, network: Mapping[str, Any], *, classes: int, batch: int, size: tuple[int, int]) -> Row:
@@ -126,7 +128,7 @@ def text(counted: Row) -> list[str]:
         if step["gradients"] > OVERLAPPED * step["compute"]:
             late.append(f"{gpus} GPUs by {link.title}")
     links = "; ".join(
-        f"{link.title}: {link.bandwidth / 1e9:g} GB/s a GPU, {1e6 * link.latency:.0f} µs a meeting"
+        f"{link.title}: {link.bandwidth / 1e9:g} GB/s, {1e6 * link.latency:.0f} µs a meeting"
         for link in (NVLINK, INFINIBAND, ETHERNET)
     )
     return [
