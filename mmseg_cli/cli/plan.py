@@ -227,7 +227,8 @@ def _how(made: Plan, *, params: Params, speed: float) -> str:
         text = (
             f"time: counted MACs at {speed:g} TFLOP/s a device (an assumption, set it with --tflops), plus counted"
             f" activations moved {counts.TRAFFIC} times at {counts.BANDWIDTH / 1e12:g} TB/s; memory: counted"
-            f" activations plus {100 * counts.WORKING:.0f} % and {counts.WORKSPACE / GIB:g} GiB for work in progress"
+            f" activations that are kept, {100 * counts.WORKING:.0f} % of all that are made and"
+            f" {counts.WORKSPACE / GIB:g} GiB for work in progress"
         )
         return text + (f"; mixed precision keeps {counts.LOW_PRECISION:g} of float32's" if low else "")
     text = "the training loop's own steps on noise, on one device"

@@ -22,7 +22,7 @@ from mmseg_cli.training.losses import ClassificationCrossEntropy, PixelCrossEntr
 
 FLOAT = 4  # bytes
 LOW_PRECISION = 0.55  # of float32's activations under automatic mixed precision: statistics, losses and sums stay wide
-WORKING = 0.25  # on top of kept activations: their gradients and a convolution's scratch memory, while they are in use
+WORKING = 0.25  # of a step's maps, on top of those kept: gradients and a convolution's scratch memory, while in use
 BANDWIDTH = 1e12  # bytes a second that a data-centre GPU moves while it trains: about half of its peak
 TRAFFIC = 5  # times that a map is moved: it is written, read by the next layer and by backward, its gradient twice
 WORKSPACE = 1.5 * 2**30  # bytes of a GPU for its libraries' handles, kernels and scratch memory, whatever the network
@@ -168,8 +168,9 @@ class Counts:
         The times add up: depthwise convolutions and norms compute next to nothing, and wait for memory.
         """
         size = (self.case.section.crop[0], self.case.section.crop[1])
-        sample = (1 + WORKING) * self.precision_share * self.kept(size, recompute=recompute)
-        traffic = (TRAFFIC + 2 * recompute) * self.precision_share * self.made(size)
+        kept, made = self.kept(size, recompute=recompute), self.made(size)
+        sample = self.precision_share * (kept + WORKING * (kept if recompute else made))
+        traffic = (TRAFFIC + 2 * recompute) * self.precision_share * made
         seconds = micro * (2 * self.work(size, recompute=recompute) / flops + traffic / BANDWIDTH)
         return Need(self.state_bytes + WORKSPACE + micro * sample, seconds, None, "estimated")
 

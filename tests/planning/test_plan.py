@@ -106,7 +106,8 @@ def test_an_estimate_by_hand(project):
     gradient = 4 * 19 * 16 * 16  # of the loss, at the head's size: half of the image's; nothing is kept at the latter
     kept = cost.activation_bytes(network, (2, 3, 32, 32)) / 2
     assert counts.kept((32, 32), recompute=False) == kept + gradient
-    assert need.bytes == pytest.approx(state + WORKSPACE + 4 * (1 + WORKING) * counts.kept((32, 32), recompute=False))
+    sample = counts.kept((32, 32), recompute=False) + WORKING * counts.made((32, 32))
+    assert need.bytes == pytest.approx(state + WORKSPACE + 4 * sample)
     again = counts.estimate(recompute=True, micro=4, flops=1e9)
     assert again.seconds == pytest.approx(4 * (2 * 4 * macs / 1e9 + traffic * (TRAFFIC + 2) / TRAFFIC))
     assert again.bytes < need.bytes
