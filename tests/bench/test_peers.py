@@ -34,6 +34,9 @@ def test_a_peer_has_its_size_and_gives_logits_of_the_image_s(name):
     assert network.eval()(x_BCHW).shape == (2, 19, 64, 96)
     camvid_BCHW = torch.empty(1, 3, 360, 480, device="meta")  # no multiple of 16
     assert network(camvid_BCHW).shape == (1, 19, 360, 480)
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert norms
+    assert {norm.momentum for norm in norms} == {0.1}
 
 
 def test_a_missing_package_is_said(monkeypatch):
