@@ -54,6 +54,7 @@ def test_the_page_has_what_this_test_runs() -> None:
     assert len(PARAMETERS.splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_the_block_stands_in_the_table(project: TinyProject) -> None:
     words = command("ablate")
     assert words[-2:] == ["--seeds", "0,1,2"]
@@ -68,16 +69,19 @@ def test_the_block_stands_in_the_table(project: TinyProject) -> None:
     assert [rung["data"] for rung in told["rungs"]] == [rung["data"] for rung in other["rungs"]]
 
 
+@pytest.mark.slow
 def test_the_block_is_counted(project: TinyProject) -> None:
     assert len(re.findall(r"(?m)^\W*mine\b.*\d", project.run(*command("cost")).stdout)) == 2  # network and block
 
 
 @pytest.mark.parametrize("name", ["pretrain", "train"])
+@pytest.mark.slow
 def test_its_stages_run_by_hand(project: TinyProject, name: str) -> None:
     """What the pipeline has done is done: the page's commands find it."""
     assert "already trained" in project.run(*command(name)).stdout
 
 
+@pytest.mark.slow
 def test_only_the_changed_block_is_trained_again(project: TinyProject) -> None:
     runs = [Path("runs/demo/pretrain_imagenet") / f"{variant}-s0" for variant in ("mine", "residual")]
     stages = ["pretrain_imagenet@mine-0", "pretrain_imagenet@residual-0"]

@@ -25,6 +25,7 @@ def project(tmp_path):
     return paths
 
 
+@pytest.mark.slow
 def test_all_commands_are_run_and_nothing_is_trained(project, tmp_path, monkeypatch):
     monkeypatch.setattr(start_up, "RUNS", 4)
     monkeypatch.setattr(start_up, "STAGES", 16)
