@@ -42,6 +42,7 @@ from mmseg_cli.training.stages import CODE
 
 Row = dict[str, Any]
 
+BENCH = ("bench/accuracy.py", "bench/held_out.py", "bench/peers.py")  # decides results as well
 WARMUP, ROUNDS, STEPS_A_ROUND = 1, 7, 2  # of the measurement of a step
 
 
@@ -278,7 +279,7 @@ def run(
         "threads": torch.get_num_threads(),
         "device": str(device),
         "hold_out": hold_out,
-        "code": runtime.code_hash(CODE),
+        "code": runtime.code_hash((*CODE, *BENCH)),
         "runtime": params.runtime.model_dump(mode="json"),
     }
     kept = Kept(folder, common)
