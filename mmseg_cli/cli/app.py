@@ -32,17 +32,14 @@ from mmseg_cli.cli import (
     verify,
 )
 from mmseg_cli.cli.bench import bench_app
-from mmseg_cli.cli.common import Commands, example
+from mmseg_cli.cli.common import example, group
 from mmseg_cli.cli.submit import submit_app
 from mmseg_cli.errors import INTERRUPTED, Interrupted, MmsegError, ResourceError, ran_out
 
-app = typer.Typer(
+app = group(
     name="mmseg",
     help="Does a change to a segmentation network really help, and what does it cost?",
     epilog="Start with `make demo`, or `dvc repro`; then read reports/demo/ablation.md.",
-    cls=Commands,
-    rich_markup_mode=None,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmseg_cli.cli.common import Commands, example, load
+from mmseg_cli.cli.common import example, group, load
 from mmseg_cli.errors import MmsegError
 
 if TYPE_CHECKING:
@@ -19,10 +19,7 @@ if TYPE_CHECKING:
 
 CAMVID = "camvid-small"  # the preset that two cores train in minutes
 
-bench_app = typer.Typer(
-    cls=Commands,
-    rich_markup_mode=None,
-    no_args_is_help=True,
+bench_app = group(
     help="Measure how fast this machine is, against the usual ways, and whether verdicts keep what they promise.",
     epilog=example("mmseg bench data", "mmseg bench train", "mmseg bench accuracy", "mmseg bench calibration"),
 )

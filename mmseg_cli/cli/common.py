@@ -31,16 +31,22 @@ SeedOption = Annotated[
 
 
 class Commands(TyperGroup):
-    """A group whose help has the whole first sentence of every command, where click cuts it to one line.
-
-    Help is click's own, without Rich, which takes longer to import than all else that help needs.
-    """
+    """A group whose help has the whole first sentence of every command, where click cuts it to one line."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the section of commands."""
         found = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
         with formatter.section("Commands"):
             formatter.write_dl([(name, each.get_short_help_str(limit=500)) for name, each in found.items() if each])
+
+
+def group(**settings: Any) -> typer.Typer:
+    """An app or a group of commands, whose help is click's: Rich takes longer to import than all else that help needs.
+
+    Args:
+        settings: more of `typer.Typer`.
+    """
+    return typer.Typer(cls=Commands, rich_markup_mode=None, no_args_is_help=True, **settings)
 
 
 def example(*lines: str) -> str:

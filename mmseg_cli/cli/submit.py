@@ -7,14 +7,11 @@ from typing import Annotated
 
 import typer
 
-from mmseg_cli.cli.common import Commands, example, percent, resumable
+from mmseg_cli.cli.common import example, group, percent, resumable
 from mmseg_cli.cli.predict import protocol_of
 from mmseg_cli.errors import MmsegError
 
-submit_app = typer.Typer(
-    cls=Commands,
-    rich_markup_mode=None,
-    no_args_is_help=True,
+submit_app = group(
     help="Write what a benchmark's test server takes.",
     epilog=example("mmseg submit cityscapes --run runs/paper/train/mmbconv-s0 --root /datasets/cityscapes"),
 )

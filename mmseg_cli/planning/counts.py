@@ -110,6 +110,11 @@ class Counts:
                 self._made[size] = self._count(size, recompute=False) / 2
         return self._made[size]
 
+    def held(self, size: tuple[int, int], *, recompute: bool) -> float:
+        """Bytes of one image at the peak of a step, in float32, about: what is kept, and what is in progress."""
+        kept = self.kept(size, recompute=recompute)
+        return kept + WORKING * (kept if recompute else self.made(size))
+
     def _count(self, size: tuple[int, int], *, recompute: bool) -> float:
         section = self.case.section
         pixels = not isinstance(section, ClassificationStage)
@@ -168,9 +173,8 @@ class Counts:
         The times add up: depthwise convolutions and norms compute next to nothing, and wait for memory.
         """
         size = (self.case.section.crop[0], self.case.section.crop[1])
-        kept, made = self.kept(size, recompute=recompute), self.made(size)
-        sample = self.precision_share * (kept + WORKING * (kept if recompute else made))
-        traffic = (TRAFFIC + 2 * recompute) * self.precision_share * made
+        sample = self.precision_share * self.held(size, recompute=recompute)
+        traffic = (TRAFFIC + 2 * recompute) * self.precision_share * self.made(size)
         seconds = micro * (2 * self.work(size, recompute=recompute) / flops + traffic / BANDWIDTH)
         return Need(self.state_bytes + WORKSPACE + micro * sample, seconds, None, "estimated")
 

@@ -25,7 +25,7 @@ from mmseg_cli.models import cost, lean
 from mmseg_cli.models.unet import build_network
 from mmseg_cli.params import ClassificationStage, Runtime
 from mmseg_cli.planning.choose import Case, Need
-from mmseg_cli.planning.counts import WORKING, Counts
+from mmseg_cli.planning.counts import Counts
 from mmseg_cli.processes import Processes
 from mmseg_cli.training import parts
 from mmseg_cli.training.loop import NotFinite, Step, fit
@@ -225,7 +225,8 @@ class Measurer:
         # Of memory and time a part does not grow. Both slopes are held within what is certain, because the difference
         # of two small steps is noise: memory grows by what autograd keeps or more, time no faster than the work.
         share = counts.precision_share
-        bytes_slope, seconds_slope = (1 + WORKING) * share, large.sample.seconds / work
+        held = large.micro * counts.held(large.size, recompute=recompute)
+        bytes_slope, seconds_slope = share * held / kept, large.sample.seconds / work
         if len(points) > 1:
             small = points[-2]
             fewer = small.micro * counts.kept(small.size, recompute=recompute)
