@@ -175,10 +175,8 @@ def train(
     from mmseg_cli import runtime
     from mmseg_cli.bench import train as room
     from mmseg_cli.cli import screen
-    from mmseg_cli.names import unknown_name
 
-    if precision not in ("float32", "bfloat16"):
-        raise unknown_name("--precision", precision, ("float32", "bfloat16"))
+    _known_precision(precision)
     names = peers_of(chosen)
     _, params = load(preset)
     network = params.network_of(variant)
@@ -219,6 +217,7 @@ def gains(
     rounds: Annotated[int, typer.Option(min=1, help="How often the ways take turns.")] = 9,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; else one per core.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="float32, or bfloat16 by automatic mixed precision.")] = "float32",
     out: Annotated[
         Path | None, typer.Option(help="Folder of gains.md and gains.json; else reports/bench/MACHINE.")
     ] = None,
@@ -232,6 +231,7 @@ def gains(
     from mmseg_cli.cli import screen
     from mmseg_cli.names import BLOCK_NAMES
 
+    _known_precision(precision)
     chosen = _chosen("--blocks", blocks, BLOCK_NAMES)
     wanted = [way for way in room.WAYS if way != "compile"] if ways is None else _chosen("--ways", ways, room.WAYS)
     _, params = load(preset)
@@ -249,6 +249,7 @@ def gains(
             rounds=rounds,
             threads=threads,
             device=where,
+            precision=precision,
             advance=show.advance,
             warn=show.warn,
         )
@@ -337,6 +338,13 @@ def peers_of(chosen: str | None) -> list[str]:
 def variants_of(params: Params, chosen: str | None) -> list[str]:
     """The variants that an option names; those of the preset's grid where it is left out."""
     return _named("--variants", chosen) if chosen is not None else list(dict.fromkeys(params.ablate.variants))
+
+
+def _known_precision(name: str) -> None:
+    from mmseg_cli.names import unknown_name
+
+    if name not in ("float32", "bfloat16"):
+        raise unknown_name("--precision", name, ("float32", "bfloat16"))
 
 
 def _chosen(option: str, text: str | None, known: Collection[str]) -> list[str]:

@@ -44,7 +44,8 @@ class Residual(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map ``x_BCHW`` to ``(B, out_channels, H, W)``."""
-        branch_BCHW = self.norm2(lean.norm_act_conv(self.conv1(x_BCHW), self.norm1, self.act1, self.conv2))
+        branch_BCHW = lean.norm_act_conv(self.conv1(x_BCHW), self.norm1, self.act1, self.conv2)
+        branch_BCHW = lean.norm_alone(branch_BCHW, self.norm2)
         y_BCHW: Tensor = self.act2(self.drop_path(branch_BCHW) + self.shortcut(x_BCHW))
         return y_BCHW
 
@@ -123,8 +124,9 @@ class InvertedResidual(nn.Module):
             hidden_BCHW = lean.norm_act_conv(hidden_BCHW, last.norm, last.act, self.depthwise.conv, between=between)
             last, between = self.depthwise, []
         y_BCHW = lean.norm_act_conv(hidden_BCHW, last.norm, last.act, project, between=[*between, self.se])
-        for conv in (*rest, self.project_norm):
+        for conv in rest:
             y_BCHW = conv(y_BCHW)
+        y_BCHW = lean.norm_alone(y_BCHW, self.project_norm)
         return x_BCHW + self.drop_path(y_BCHW) if self.has_skip else y_BCHW
 
 

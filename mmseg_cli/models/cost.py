@@ -38,6 +38,7 @@ from mmseg_cli import runtime
 from mmseg_cli.errors import ResourceError, ran_out
 from mmseg_cli.models.blocks import build_block
 from mmseg_cli.models.resizing import enlarged_cross_entropy
+from mmseg_cli.models.unet import training_callable
 
 
 @dataclass(frozen=True)
@@ -263,11 +264,10 @@ class Work:
         images_BCHW = torch.rand(self.batch, 3, self.height, self.width, generator=generator)
         return images_BCHW.to(device=self.device, memory_format=self.memory_format)
 
-    def run(self, network: nn.Module, images_BCHW: Tensor) -> Tensor:
+    def run(self, network: Callable[[Tensor], Tensor], images_BCHW: Tensor) -> Tensor:
         """The network's logits, in its precision."""
         with torch.autocast(torch.device(self.device).type, dtype=self.autocast, enabled=self.autocast is not None):
-            logits: Tensor = network(images_BCHW)
-        return logits
+            return network(images_BCHW)
 
     def place(self, network: nn.Module) -> None:
         """Move a network to the device, in the memory format, without the gradients of earlier work."""
@@ -409,12 +409,13 @@ def training_step(network: nn.Module, *, work: Work) -> Callable[[], None]:
     """Place ``network`` and give a function that trains it by one step on fixed noise."""
     work.place(network)
     network.train()
+    model: Any = training_callable(network)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, fused=True)
     images_BCHW = work.images()
     class_BHW = torch.zeros((work.batch, work.height, work.width), dtype=torch.long, device=work.device)
 
     def step() -> None:
-        loss = work.loss(work.run(network, images_BCHW).float(), class_BHW)
+        loss = work.loss(work.run(model, images_BCHW).float(), class_BHW)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimizer.step()

@@ -185,5 +185,9 @@ class SqueezeExcite(nn.Module):
         height, width = x_BCHW.shape[2:]
         wide = torch.promote_types(x_BCHW.dtype, torch.float32)  # float16 ends at 65504
         mean_BC11 = (x_BCHW.sum((2, 3), keepdim=True, dtype=wide) / (height * width)).to(x_BCHW.dtype)
+        return x_BCHW * self.gate(mean_BC11)
+
+    def gate(self, mean_BC11: Tensor) -> Tensor:
+        """gate_BC11: what the channels are scaled by, of their means."""
         gate_BC11: Tensor = self.expand(self.act(self.reduce(mean_BC11))).sigmoid()
-        return x_BCHW * gate_BC11
+        return gate_BC11

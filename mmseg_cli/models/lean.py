@@ -9,7 +9,8 @@ On a CPU forward passes are equal in every bit to the plain ones (on CUDA the pl
 gradients differ in last bits, because a map that is computed again is rounded once where it was rounded twice. What
 does not fit (evaluation, other norms, several processes, a convolution with a bias) takes the plain path, and so does
 ``torch.compile``, whose partitioner does the same by itself. The modules' own forward hooks are called on the plain
-path only, and the backward pass reads the modules' own weights, not those of ``torch.func.functional_call``.
+path only, and the backward pass reads the modules' own weights, not those of ``torch.func.functional_call``. On a GPU
+the same runs in kernels of our own where they can, see :mod:`mmseg_cli.models.fused`.
 
 Shape suffixes: B batch, C channels, H height, W width.
 """
@@ -24,6 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mmseg_cli.models import fused
+
 _aten = torch.ops.aten
 
 # In place, and backwards into the place of the input: what is computed again is needed only once.
@@ -34,6 +37,7 @@ _ACTIVATIONS: dict[type[nn.Module], tuple[Callable[[Tensor], Tensor], Callable[[
     nn.GELU: (_aten.gelu_, lambda dy, x: _aten.gelu_backward.grad_input(dy, x, grad_input=x)),
 }
 
+_NO_ACTIVATION = nn.Identity()
 _plain = False
 
 
@@ -56,6 +60,11 @@ def norm_act(x_BCHW: Tensor, norm: nn.Module, act: nn.Module) -> Tensor:
     return _run(x_BCHW, norm, act, (), None)
 
 
+def norm_alone(x_BCHW: Tensor, norm: nn.Module) -> Tensor:
+    """``norm(x)``: ``x_BCHW`` to the same shape."""
+    return norm_act(x_BCHW, norm, _NO_ACTIVATION)
+
+
 def norm_act_conv(
     x_BCHW: Tensor, norm: nn.Module, act: nn.Module, conv: nn.Module, *, between: Sequence[nn.Module] = ()
 ) -> Tensor:
@@ -71,11 +80,11 @@ def norm_act_conv(
 
 
 def _fits(x_BCHW: Tensor, norm: nn.Module, act: nn.Module) -> bool:
-    """Whether ``norm`` is batch norm that trains on this process's images alone, and ``act`` one of ours."""
+    """Whether ``norm`` is batch norm that trains on this process's images alone, and ``act`` known here or there."""
     return (
         not _plain
         and type(norm) is nn.BatchNorm2d
-        and type(act) in _ACTIVATIONS
+        and (type(act) in _ACTIVATIONS or fused.serves(x_BCHW, act, ()))
         and getattr(act, "approximate", "none") == "none"  # of GELU
         and norm.training
         and norm.affine
@@ -94,6 +103,8 @@ def _run(
     between = [module for module in between if not isinstance(module, nn.Identity)]
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
+    if fused.serves(x_BCHW, act, between):
+        return fused.run(x_BCHW, norm, act, between, conv)
     weight = None if conv is None else conv.weight
     parameters = [each for module in between for each in module.parameters() if each.requires_grad]
     y_BCHW: Tensor = _Kept.apply(x_BCHW, norm.weight, norm.bias, weight, norm, act, between, conv, *parameters)
@@ -128,7 +139,9 @@ class _Kept(torch.autograd.Function):
         ctx.save_for_backward(x_BCHW, weight_C, bias_C, kernel, mean_C, inverse_C, *parameters)
         device = x_BCHW.device.type
         mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        ctx.precision = torch.autocast(device, torch.get_autocast_dtype(device)) if mixed else nullcontext()
+        ctx.precision = (
+            torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=False) if mixed else nullcontext()
+        )
         ctx.eps, ctx.act, ctx.between, ctx.conv = norm.eps, act, between, conv
         activate, _ = _ACTIVATIONS[type(act)]
         y_BCHW = _in_turn(between, activate(normal_BCHW))

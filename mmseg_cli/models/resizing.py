@@ -11,12 +11,15 @@ Shape suffixes: B batch, C channels, H, W height and width; h, w those before re
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from mmseg_cli import runtime
 
 
 def resize(x_BChw: Tensor, size: Sequence[int]) -> Tensor:
@@ -39,20 +42,31 @@ def _matrix(before: int, after: int, like: Tensor) -> Tensor:
     return F.interpolate(unit_hh[None], size=after, mode="linear", align_corners=False)[0].T.to(like.dtype)
 
 
+def _as_convolutions() -> AbstractContextManager[None]:
+    """Inside the block products of float32 matrices on CUDA are in TF32 where float32 convolutions are."""
+    return runtime.switched(torch.backends.cuda.matmul, "allow_tf32", torch.backends.cudnn.allow_tf32)
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
 class _Resize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BChw: Tensor, size: Sequence[int]) -> Tensor:
         ctx.before = x_BChw.shape[-2:]
-        return _forward(x_BChw, size)
+        with _without_autocast(x_BChw.device.type):  # which would make float32 of it, and of all that comes after it
+            return _forward(x_BChw, size)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_BCHW: Tensor) -> tuple[Tensor, None]:
         (height, width), (tall, wide) = ctx.before, dy_BCHW.shape[-2:]
         dy_BHWC = dy_BCHW.permute(0, 2, 3, 1)
-        # Rows first: a row of all columns and channels is one piece of memory in channels_last.
-        dy_BhWC = (_matrix(height, tall, dy_BCHW).T @ dy_BHWC.flatten(2)).view(-1, height, *dy_BHWC.shape[2:])
-        dx_BhwC = _matrix(width, wide, dy_BCHW).T @ dy_BhWC
+        with _as_convolutions():
+            # Rows first: a row of all columns and channels is one piece of memory in channels_last.
+            dy_BhWC = (_matrix(height, tall, dy_BCHW).T @ dy_BHWC.flatten(2)).view(-1, height, *dy_BHWC.shape[2:])
+            dx_BhwC = _matrix(width, wide, dy_BCHW).T @ dy_BhWC
         return dx_BhwC.permute(0, 3, 1, 2), None
 
 
@@ -80,6 +94,8 @@ def _enlarged(x_Khw: Tensor, matrices: Sequence[Tensor] | None) -> Tensor:
     if matrices is None:
         return x_Khw
     rows_Hh, columns_Ww = matrices
+    if x_Khw.is_cuda:  # the other way round its own kernel is the fast one
+        return _forward(x_Khw[None], (len(rows_Hh), len(columns_Ww)))[0]
     return rows_Hh @ (x_Khw @ columns_Ww.T)
 
 
@@ -88,7 +104,8 @@ def _gathered(dx_KHW: Tensor, matrices: Sequence[Tensor] | None) -> Tensor:
     if matrices is None:
         return dx_KHW
     rows_Hh, columns_Ww = matrices
-    return rows_Hh.T @ dx_KHW @ columns_Ww
+    with _as_convolutions():
+        return rows_Hh.T @ dx_KHW @ columns_Ww
 
 
 class _EnlargedCrossEntropy(torch.autograd.Function):

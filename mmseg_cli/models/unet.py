@@ -12,8 +12,8 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from mmseg_cli.errors import MmsegError
 from mmseg_cli.models import layers, lean, resizing
 from mmseg_cli.models.blocks import InvertedResidual, Residual, build_block
+from mmseg_cli.models.graphs import Graphed
 from mmseg_cli.models.norms import frozen_statistics
 from mmseg_cli.names import LAYOUT_NAMES, unknown_name
 
@@ -113,8 +114,7 @@ class _Level(nn.Module):
 def _checkpointed(block: nn.Module, x_BCHW: Tensor) -> Tensor:
     """Run ``block`` and keep nothing of its inside; the second run draws the same numbers and updates no statistics."""
     # Drawing the same numbers costs a copy of the generators' states. Of the user's own blocks nobody knows.
-    is_ours = type(block) in (Residual, InvertedResidual)
-    draws = not is_ours or not isinstance(block.drop_path, nn.Identity)
+    draws = not _is_ours(block) or not isinstance(block.drop_path, nn.Identity)
     y_BCHW: Tensor = checkpoint(
         block,
         x_BCHW,
@@ -123,6 +123,10 @@ def _checkpointed(block: nn.Module, x_BCHW: Tensor) -> Tensor:
         context_fn=lambda: (contextlib.nullcontext(), frozen_statistics(block)),
     )
     return y_BCHW
+
+
+def _is_ours(block: nn.Module) -> bool:
+    return type(block) in (Residual, InvertedResidual)
 
 
 class EncoderLevel(_Level):
@@ -339,6 +343,18 @@ class ClassificationNetwork(nn.Module):
 def blocks_of(network: nn.Module) -> list[nn.Module]:
     """Give every block of ``network`` in the order in which they run."""
     return [block for level in network.modules() if isinstance(level, _Level) for block in level.blocks()]
+
+
+def training_callable(network: nn.Module) -> Callable[[Tensor], Any]:
+    """The network as one process's training calls it: on a GPU at one launch, see :mod:`mmseg_cli.models.graphs`.
+
+    Not where a block recomputes, or is the user's own, which may decide in Python what it does.
+    """
+    on_gpu = any(parameter.is_cuda for parameter in network.parameters())
+    recomputes = any(isinstance(module, _Level) and module.recompute for module in network.modules())
+    if not on_gpu or recomputes or not all(_is_ours(block) for block in blocks_of(network)):
+        return network
+    return Graphed(network)
 
 
 def recompute_blocks(network: nn.Module, on: bool = True) -> None:

@@ -17,7 +17,13 @@ from mmseg_cli.data.store import Split, Store
 from mmseg_cli.evaluation import inference, metrics
 from mmseg_cli.models.auxiliary import DeepSupervision
 from mmseg_cli.models.norms import synchronise
-from mmseg_cli.models.unet import SegmentationNetwork, compile_blocks, recompute_blocks, set_stochastic_depth
+from mmseg_cli.models.unet import (
+    SegmentationNetwork,
+    compile_blocks,
+    recompute_blocks,
+    set_stochastic_depth,
+    training_callable,
+)
 from mmseg_cli.params import ClassificationStage, Runtime, SegmentationStage, Stage
 from mmseg_cli.processes import Processes
 from mmseg_cli.training import losses, schedule
@@ -172,6 +178,8 @@ def state(section: Stage, network: nn.Module, *, runtime: Runtime, processes: Pr
 def callable_model(network: nn.Module, *, runtime: Runtime, processes: Processes) -> Callable[[Tensor], Any]:
     """The network as a step calls it: compiled, and with gradients that are averaged over the processes, where wanted.
 
+    One process on a GPU launches it at once, if it can, unless it compiles or recomputes.
+
     DDP sums float32 gradients: weights, and therefore gradients, are float32 under mixed precision too. It groups them
     anew after its first step, which may change the last bits of a sum over more than two processes; `deterministic`
     forbids it.
@@ -180,7 +188,7 @@ def callable_model(network: nn.Module, *, runtime: Runtime, processes: Processes
         compile_blocks(network)
     model: Any = torch.compile(network) if runtime.compile and not runtime.recompute else network
     if processes.world == 1:
-        return model  # type: ignore[no-any-return]
+        return model if runtime.compile else training_callable(network)
     # Neither is a fault: newer versions name the first otherwise, and of a 1x1 kernel no stride is the right one.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
