@@ -36,13 +36,13 @@ BUILT_UP = {  # each with all before it
     "optimizer": "and torch's fused optimizer in place of its default",
     "loss": "and logits enlarged image by image in the loss",
     "decoder": "and the decoder's joining convolution in two parts, resizing backwards by matrices",
-    OURS: "and norms and activations computed again instead of kept, on a GPU by our own kernels: what training does",
+    OURS: "and norms and activations computed again instead of kept: what training does",
 }
 ON_TOP = {  # each on top of ours alone
     "bfloat16": "ours by automatic mixed precision",
     "recompute": "ours with runtime.recompute",
     "compile": "ours with runtime.compile",
-    GRAPH: "ours launched at once, by CUDA graphs: what training does on a GPU",
+    GRAPH: "ours by kernels of our own, launched at once by CUDA graphs: what training does on a GPU",
 }
 WAYS = BUILT_UP | ON_TOP
 
@@ -289,9 +289,10 @@ def markdown(result: dict[str, Any]) -> str:
         f"A training step on {settings['batch']} images of {height}x{width}: forward, cross entropy of",
         f"{settings['classes']} classes at the images' size, backward, AdamW. {settings['threads']} threads, device",
         f"{settings['device']}, {settings['precision']}; all ways in turns, {settings['rounds']} rounds;",
-        "ratios are medians over the rounds with their 95 % interval. The ways up to `ours` build on each other, the last ones on `ours`. Kept is what",
-        "autograd keeps for backward, counted, in float32. The last column compares the losses of the first",
-        f"{CHECKED_STEPS} steps with the plain way's, relative. The network: {network}. Machine: {machine}.",
+        "ratios are medians over the rounds with their 95 % interval. The ways up to `ours` build on each other, the",
+        "last ones on `ours`. Kept is what autograd keeps for backward, counted, in float32. The last column compares",
+        f"the losses of the first {CHECKED_STEPS} steps with the plain way's, relative. The network: {network}.",
+        f"Machine: {machine}.",
         "",
         *(f"- `{name}`: {what}." for name, what in WAYS.items()),
     ]

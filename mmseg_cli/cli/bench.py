@@ -257,6 +257,43 @@ def gains(
     publish("gains", folder, result, room.markdown(result), tables, next_command="mmseg bench train")
 
 
+@bench_app.command(epilog=example("mmseg bench feed", "mmseg bench feed --preset paper --device cuda --workers 15"))
+def feed(
+    preset: Annotated[str, typer.Option(help="Whose training it is.")] = CAMVID,
+    variant: Annotated[str, typer.Option(help="Of the preset.")] = "mmbconv",
+    workers: Annotated[int | None, typer.Option(min=0, help="That read crops; else the cores but one.")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Generated photographs that crops are cut from.")] = 16,
+    steps: Annotated[int, typer.Option(min=1, help="That count in each turn.")] = 40,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each.")] = 3,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of feed.md and feed.json; else reports/bench/MACHINE.")
+    ] = None,
+) -> None:
+    """Does the loader keep the device busy? A preset's training, fed by its loader and from memory, in turns."""
+    from mmseg_cli import runtime
+    from mmseg_cli.bench import feed as room
+    from mmseg_cli.cli import screen
+
+    _, params = load(preset)
+    params.network_of(variant)
+    folder = report_folder(out)
+    where = runtime.pick_device(device, where="--device")
+    with screen.Screen("bench feed", unit="turns") as show:
+        show.begin(total=2 * rounds)
+        result = room.run(
+            params,
+            variant=variant,
+            images=images,
+            steps=steps,
+            rounds=rounds,
+            workers=max(0, (os.cpu_count() or 1) - 1) if workers is None else workers,
+            device=where,
+            advance=show.advance,
+        )
+    publish("feed", folder, result, room.markdown(result), [("", room.HEADINGS, room.rows(result))])
+
+
 @bench_app.command(epilog=example("mmseg bench growth", "mmseg bench growth --rounds 3 --out /tmp/report"))
 def growth(
     preset: Annotated[str, typer.Option(help="Whose network is turned.")] = CAMVID,

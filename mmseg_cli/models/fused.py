@@ -1,16 +1,17 @@
-"""`lean` on a GPU: the same maps are kept, and what is made of them again runs in few kernels of our own.
+"""`lean` in a CUDA graph: the same maps are kept, and what is made of them again runs in few kernels of our own.
 
 Batch norm, its activation and squeeze-excite read and write their maps as rarely as can be, and depthwise 3x3
 convolutions do not go through cuDNN; dense ones do. Sums are in float32 whatever the maps' type, where torch rounds
 what is between two operations, so results differ from the plain path's in last bits; they are the same every time.
+Triton takes the host longer to launch than torch's operations, which a graph makes up for: without one this is slower.
 
 Shape suffixes: B batch, C channels, H height, W width; 1 a dimension of one element.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
@@ -32,6 +33,20 @@ class Gated(Protocol):
         ...
 
 
+_serves = False
+
+
+@contextmanager
+def serving() -> Iterator[None]:
+    """Inside the block, on a GPU, this takes `lean`'s place where it can."""
+    global _serves
+    before, _serves = _serves, True
+    try:
+        yield
+    finally:
+        _serves = before
+
+
 @cache
 def _kernels() -> ModuleType:
     from mmseg_cli.models import kernels  # Triton is slow to import
@@ -47,7 +62,8 @@ def _has_triton() -> bool:
 def serves(x_BCHW: Tensor, act: nn.Module, between: Sequence[nn.Module]) -> bool:
     """Whether `run` can take the place of `lean`'s own way."""
     return (
-        x_BCHW.is_cuda
+        _serves
+        and x_BCHW.is_cuda
         and _has_triton()
         and type(act) in _ACTIVATIONS
         and x_BCHW.is_contiguous(memory_format=torch.channels_last)

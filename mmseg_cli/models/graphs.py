@@ -1,7 +1,7 @@
 """Training's forward and backward pass of a network as one launch each, by CUDA graphs.
 
-A GPU is faster than the host can give it the thousands of small kernels of a deep network. A graph is given at once;
-it runs the very same kernels on the same memory, so the numbers are the same.
+A GPU is faster than the host can give it the thousands of small kernels of a deep network. A graph is given at once.
+It runs the very kernels that it was captured from, on the same memory; those of ours are :mod:`mmseg_cli.models.fused`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmseg_cli.errors import ran_out
+from mmseg_cli.models import fused
 
 
 class Graphed:
@@ -38,6 +39,9 @@ class Graphed:
             self._replay = _captured(self._network, x_BCHW)
         if self._replay is None or key != self._key:
             return self._network(x_BCHW)
+        for parameter in self._network.parameters():  # of samples before: the graph's own memory, which it overwrites
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad.clone()
         return self._replay(x_BCHW)
 
 
@@ -59,8 +63,11 @@ def _captured(network: nn.Module, x_BCHW: Tensor) -> nn.Module | None:
     precision = torch.autocast(
         "cuda", torch.get_autocast_dtype("cuda"), enabled=torch.is_autocast_enabled("cuda"), cache_enabled=False
     )
+    quiet = getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None)  # since torch 2.10
+    if quiet is not None:
+        quiet(False)  # gradients are made on the stream of the capture, and added up on the one of the step
     try:
-        with precision:
+        with precision, fused.serving():
             step = _Step(network)
             torch.cuda.make_graphed_callables(step, (x_BCHW.clone(),), allow_unused_input=True)
         return step

@@ -9,8 +9,8 @@ On a CPU forward passes are equal in every bit to the plain ones (on CUDA the pl
 gradients differ in last bits, because a map that is computed again is rounded once where it was rounded twice. What
 does not fit (evaluation, other norms, several processes, a convolution with a bias) takes the plain path, and so does
 ``torch.compile``, whose partitioner does the same by itself. The modules' own forward hooks are called on the plain
-path only, and the backward pass reads the modules' own weights, not those of ``torch.func.functional_call``. On a GPU
-the same runs in kernels of our own where they can, see :mod:`mmseg_cli.models.fused`.
+path only, and the backward pass reads the modules' own weights, not those of ``torch.func.functional_call``. In a CUDA
+graph the same runs in kernels of our own where it can, see :mod:`mmseg_cli.models.fused`.
 
 Shape suffixes: B batch, C channels, H height, W width.
 """

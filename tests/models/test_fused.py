@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def test_by_the_interpreter() -> None:
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """What ran fused; on the CPU the interpreter is asked as a GPU would be."""
     calls: list[str] = []
     run = fused.run
@@ -60,7 +61,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 self.is_contiguous = x.is_contiguous
 
         monkeypatch.setattr(fused, "serves", lambda x_BCHW, act, between: serves(Cuda(x_BCHW), act, between))
-    return calls
+    with fused.serving():
+        yield calls
 
 
 def relative(got: Tensor, wanted: Tensor) -> float:
@@ -172,4 +174,5 @@ def test_the_same_bits_every_time(served: list[str]) -> None:
 
 def test_what_does_not_fit_is_left_to_lean() -> None:
     x_BCHW = torch.zeros(2, 4, 3, 3)
-    assert not fused.serves(x_BCHW, nn.SiLU(), [])  # on the CPU
+    with fused.serving():
+        assert not fused.serves(x_BCHW, nn.SiLU(), [])  # on the CPU

@@ -56,6 +56,9 @@ Path("imported.json").write_text(json.dumps(names))
 """
 
 
+ON_GPU = {"mmseg_cli/models/kernels.py"}  # what is imported there only
+
+
 def _declared(stage: str) -> list[str]:
     body = STAGES[stage].get("do", STAGES[stage])
     return [dep for dep in body["deps"] if dep.startswith("mmseg_cli/")]
@@ -105,7 +108,7 @@ def test_declared_code_is_imported_code(done_project: TinyProject, stage: str) -
     undeclared = {file for file in used if not any(file == dep or file.startswith(f"{dep}/") for dep in declared)}
     assert not undeclared
     unused = {dep for dep in declared if not any(file == dep or file.startswith(f"{dep}/") for file in used)}
-    assert not unused
+    assert not unused - ON_GPU
 
 
 def test_every_stage_is_an_mlflow_run_below_one_parent(done_project: TinyProject) -> None:
