@@ -41,6 +41,7 @@ test-all: lint
 bench: install
 	mmseg bench start-up
 	mmseg bench data
+	mmseg bench feed
 	mmseg bench predict
 	mmseg bench gains
 	mmseg bench train

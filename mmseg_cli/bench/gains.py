@@ -282,6 +282,7 @@ def markdown(result: dict[str, Any]) -> str:
     machine = ", ".join(f"{key} {value}" for key, value in result["environment"].items())
     settings = result["settings"]
     height, width = settings["size"]
+    blocks = result["blocks"].values()
     network = ", ".join(f"{key} {value}" for key, value in settings["network"].items() if key != "block")
     lines = [
         "# What each way of training gains",
@@ -294,7 +295,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"the losses of the first {CHECKED_STEPS} steps with the plain way's, relative. The network: {network}.",
         f"Machine: {machine}.",
         "",
-        *(f"- `{name}`: {what}." for name, what in WAYS.items()),
+        *(f"- `{name}`: {what}." for name, what in WAYS.items() if any(name in parts["ways"] for parts in blocks)),
     ]
     for block, rows in tables(result).items():
         lines += ["", f"## {block}", "", "| " + " | ".join(HEADINGS) + " |", "|:--|--:|--:|--:|--:|--:|"]

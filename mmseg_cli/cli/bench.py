@@ -25,12 +25,13 @@ bench_app = group(
 )
 
 
-def report_folder(out: Path | None) -> Path:
-    """Where a benchmark's report goes: a folder that the user names, else this machine's."""
-    from mmseg_cli import runtime
+def report_folder(out: Path | None, device: str = "cpu") -> Path:
+    """Where a benchmark's report goes: a folder that the user names, else this machine's, by its processor or GPU."""
+    from mmseg_cli import provenance, runtime
     from mmseg_cli.files import require_writable
 
-    machine = re.sub(r"[^a-z0-9]+", "-", f"{runtime.processor()} {os.cpu_count()} cores".lower()).strip("-")
+    machine = f"{provenance.accelerator(device) or runtime.processor()} {os.cpu_count()} cores"
+    machine = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
     folder = out or Path("reports") / "bench" / machine
     require_writable(folder)
     return folder
@@ -131,8 +132,8 @@ def predict(
             if value is not None:
                 raise MmsegError(option, "stands beside --run, which is one network", "leave out one of the two")
         contestants = _of_run(run)
-    folder = report_folder(out)
     where = runtime.pick_device(device, where="--device")
+    folder = report_folder(out, str(where))
     with screen.Screen("bench predict", unit="rounds") as show:
         show.begin(total=len(contestants) * rounds)
         result = room.run(
@@ -180,8 +181,8 @@ def train(
     names = peers_of(chosen)
     _, params = load(preset)
     network = params.network_of(variant)
-    folder = report_folder(out)
     where = runtime.pick_device(device, where="--device")
+    folder = report_folder(out, str(where))
     with screen.Screen("bench train", unit="rounds") as show:
         show.begin(total=len(names) * (2 * rounds + 2))
         result = room.run(
@@ -235,8 +236,8 @@ def gains(
     chosen = _chosen("--blocks", blocks, BLOCK_NAMES)
     wanted = [way for way in room.WAYS if way != "compile"] if ways is None else _chosen("--ways", ways, room.WAYS)
     _, params = load(preset)
-    folder = report_folder(out)
     where = runtime.pick_device(device, where="--device")
+    folder = report_folder(out, str(where))
     with screen.Screen("bench gains", unit="rounds") as show:
         show.begin(total=len(chosen) * rounds)
         result = room.run(
@@ -277,8 +278,8 @@ def feed(
 
     _, params = load(preset)
     params.network_of(variant)
-    folder = report_folder(out)
     where = runtime.pick_device(device, where="--device")
+    folder = report_folder(out, str(where))
     with screen.Screen("bench feed", unit="turns") as show:
         show.begin(total=2 * rounds)
         result = room.run(
@@ -321,8 +322,8 @@ def growth(
     section = larger.section_of(variant, "train")
     crop = (section.crop[0], section.crop[1])
     counted = on_paper.count(large, larger.network_of(variant), classes=19, batch=section.batch, size=crop)
-    folder = report_folder(out)
     where = runtime.pick_device(device, where="--device")
+    folder = report_folder(out, str(where))
     with screen.Screen("bench growth", unit="rounds") as show:
         result = room.run(
             room.Plan(rounds=rounds),
