@@ -104,7 +104,9 @@ class Recipe:
         fit(
             state,
             loader.steps_loader(crops, start=0, stop=steps, workers=machine.workers, pinned=self.device.type == "cuda"),
-            model=parts.callable_model(state.network, runtime=machine, processes=here),
+            model=parts.callable_model(
+                section, state.network, runtime=machine, processes=here, micro_batch=section.batch
+            ),
             processes=here,
             objective=parts.objective(section, class_pixels=images.class_pixels, device=self.device),
             learning_rate=parts.learning_rate(section),

@@ -23,7 +23,7 @@ from torch import Tensor
 from mmseg_cli import runtime
 from mmseg_cli.bench.data import CLASSES, prepared_quietly, write_pictures
 from mmseg_cli.bench.machine import environment_of
-from mmseg_cli.data import loader
+from mmseg_cli.data import loader, sampling
 from mmseg_cli.data.store import open_store
 from mmseg_cli.models.unet import build_network
 from mmseg_cli.params import Params, SegmentationStage
@@ -61,7 +61,16 @@ def run(
         The content of the JSON report.
     """
     runtime.prepare_training(threads=params.runtime.threads)
-    section: SegmentationStage = params.train
+    section = params.section_of(variant, "train")
+    assert isinstance(section, SegmentationStage)
+    body = params.network_of(variant)
+    micro = sampling.at_once(
+        batch=section.batch,
+        norm_batch=section.norm_batch,
+        norm=body["norm"],
+        chosen=params.runtime.micro_batch,
+        world=1,
+    )
     here = Processes(device=device)
     with tempfile.TemporaryDirectory() as folder:
         write_pictures(Path(folder) / "raw", kind="png", images=images, seed=0)
@@ -72,19 +81,22 @@ def run(
         every = loader.steps_loader(
             crops, start=0, stop=1 + rounds * (skipped + steps), workers=workers, pinned=device.type == "cuda"
         )
-        batches = iter(every)
         runtime.seed_everything(0)
-        network = build_network(task="segmentation", num_classes=CLASSES, **params.network_of(variant))
+        network = build_network(task="segmentation", num_classes=CLASSES, **body)
         state = parts.state(section, network, runtime=params.runtime, processes=here)
         turn = partial(
             _turn,
             state=state,
-            model=parts.callable_model(state.network, runtime=params.runtime, processes=here),
+            model=parts.callable_model(
+                section, state.network, runtime=params.runtime, processes=here, micro_batch=micro
+            ),
             objective=parts.objective(section, class_pixels=[1] * CLASSES, device=device),
             section=section,
             processes=here,
             channels_last=params.runtime.channels_last,
+            micro_batch=micro,
         )
+        batches = iter(every)
         held = next(batches)
         turn(itertools.repeat(held, SETTLING))
         found: dict[str, list[dict[str, float]]] = {FED: [], MEMORY: []}
@@ -120,18 +132,14 @@ def run(
     }
 
 
-def _turn(
-    batches: Iterable[tuple[Tensor, Tensor]], *, section: SegmentationStage, channels_last: bool, **given: Any
-) -> list[Step]:
+def _turn(batches: Iterable[tuple[Tensor, Tensor]], *, section: SegmentationStage, **given: Any) -> list[Step]:
     """Steps of the preset's training on some batches."""
     done: list[Step] = []
     fit(
         batches=batches,
-        learning_rate=parts.learning_rate(section),
+        learning_rate=lambda _step: section.learning_rate,  # a schedule would end
         start=0,
-        micro_batch=section.norm_batch,
         precision=section.precision,
-        channels_last=channels_last,
         clip_norm=section.clip_norm,
         seed=0,
         log_data=lambda _step: False,

@@ -208,7 +208,8 @@ def train(
 def gains(
     blocks: Annotated[str | None, typer.Option(help="Separated by commas; all of ours if left out.")] = None,
     ways: Annotated[
-        str | None, typer.Option(help="Separated by commas; all but compile if left out, which takes minutes on a CPU.")
+        str | None,
+        typer.Option(help="Separated by commas; all but compile if left out, which takes minutes on a CPU."),
     ] = None,
     preset: Annotated[str, typer.Option(help="Whose network it is, with each block in turn.")] = CAMVID,
     height: Annotated[int, typer.Option(min=32, help="Of the images, in pixels.")] = 256,
@@ -234,9 +235,10 @@ def gains(
 
     _known_precision(precision)
     chosen = _chosen("--blocks", blocks, BLOCK_NAMES)
-    wanted = [way for way in room.WAYS if way != "compile"] if ways is None else _chosen("--ways", ways, room.WAYS)
-    _, params = load(preset)
     where = runtime.pick_device(device, where="--device")
+    usual = [way for way in room.WAYS if way != "compile" and (way != room.GRAPH or where.type == "cuda")]
+    wanted = usual if ways is None else _chosen("--ways", ways, room.WAYS)
+    _, params = load(preset)
     folder = report_folder(out, str(where))
     with screen.Screen("bench gains", unit="rounds") as show:
         show.begin(total=len(chosen) * rounds)

@@ -218,15 +218,9 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-@contextlib.contextmanager
-def true_float32() -> Iterator[None]:
+def true_float32() -> contextlib.AbstractContextManager[None]:
     """Inside the block float32 convolutions on CUDA are without TF32, as `mmseg evaluate` predicts."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
+    return runtime.switched(torch.backends.cudnn, "allow_tf32", False)
 
 
 def mean_cross_entropy(logits: Tensor, class_BHW: Tensor) -> Tensor:
@@ -409,14 +403,14 @@ def training_step(network: nn.Module, *, work: Work) -> Callable[[], None]:
     """Place ``network`` and give a function that trains it by one step on fixed noise."""
     work.place(network)
     network.train()
-    model: Any = training_callable(network)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, fused=True)
     images_BCHW = work.images()
+    model: Any = training_callable(network, images_BCHW, autocast=work.autocast)
     class_BHW = torch.zeros((work.batch, work.height, work.width), dtype=torch.long, device=work.device)
 
     def step() -> None:
-        loss = work.loss(work.run(model, images_BCHW).float(), class_BHW)
         optimizer.zero_grad(set_to_none=True)
+        loss = work.loss(work.run(model, images_BCHW).float(), class_BHW)
         torch.autograd.backward(loss)
         optimizer.step()
 

@@ -10,10 +10,10 @@ Shape suffixes: B batch, C channels, H height, W width; 1 a dimension of one ele
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, Protocol, cast
 
@@ -33,14 +33,15 @@ class Gated(Protocol):
         ...
 
 
+_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _serves = False
 
 
 @contextmanager
-def serving() -> Iterator[None]:
+def serving(device: torch.device) -> Iterator[None]:
     """Inside the block, on a GPU, this takes `lean`'s place where it can."""
     global _serves
-    before, _serves = _serves, True
+    before, _serves = _serves, device.type != "cuda" or _works(device)
     try:
         yield
     finally:
@@ -55,8 +56,17 @@ def _kernels() -> ModuleType:
 
 
 @cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
+def _works(device: torch.device) -> bool:
+    """Whether a kernel can be built and run; warns if not: Triton may be missing, as may its compilers."""
+    try:
+        x_BCHW = torch.ones((1, 16, 2, 2), device=device).contiguous(memory_format=torch.channels_last)
+        _kernels().depthwise(x_BCHW, torch.ones((16, 1, 3, 3), device=device))
+        torch.cuda.synchronize(device)
+    except Exception as error:  # of compilers, which have no class in common
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        warnings.warn(f"no Triton kernels here ({why}): training is slower, by torch's own", stacklevel=2)
+        return False
+    return True
 
 
 def serves(x_BCHW: Tensor, act: nn.Module, between: Sequence[nn.Module]) -> bool:
@@ -64,7 +74,7 @@ def serves(x_BCHW: Tensor, act: nn.Module, between: Sequence[nn.Module]) -> bool
     return (
         _serves
         and x_BCHW.is_cuda
-        and _has_triton()
+        and x_BCHW.dtype in _TYPES
         and type(act) in _ACTIVATIONS
         and x_BCHW.is_contiguous(memory_format=torch.channels_last)
         and (len(between) == 0 or (len(between) == 1 and hasattr(between[0], "gate")))
@@ -81,6 +91,31 @@ def run(
     activation = _ACTIVATIONS[type(act)]
     y_BCHW: Tensor = _Fused.apply(x_BCHW, norm.weight, norm.bias, kernel, norm, activation, se, conv, *parameters)
     return y_BCHW
+
+
+def precision_now(device: str) -> AbstractContextManager[Any]:
+    """The mixed precision of this moment, for later; without a cache of weights, which a graph would hold on to."""
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return nullcontext()
+    return torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=False)
+
+
+def convolution_backward(dy_BCHW: Tensor, y_BCHW: Tensor, kernel: Tensor, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """The gradients of ``conv``'s input ``y_BCHW`` and of its weight, by the type of that of its output."""
+    dy_BCHW, dkernel, _ = torch.ops.aten.convolution_backward(
+        dy_BCHW,
+        y_BCHW.to(dy_BCHW.dtype),
+        kernel.to(dy_BCHW.dtype),
+        None,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        False,
+        [0, 0],
+        conv.groups,
+        [True, True, False],
+    )
+    return dy_BCHW, dkernel.to(conv.weight.dtype)
 
 
 def _is_depthwise(conv: nn.Conv2d) -> bool:
@@ -124,9 +159,7 @@ class _Fused(torch.autograd.Function):
             mean_BC = kernels.pooled(x_BCHW, norm_4C, activation=activation)
             gate_BC = _gate(se, mean_BC, dtype=x_BCHW.dtype).float()
         y_BCHW = kernels.activated(x_BCHW, norm_4C, gate_BC, activation=activation)
-        ctx.precision = torch.autocast(
-            device, torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device), cache_enabled=False
-        )
+        ctx.precision = precision_now(device)
         ctx.activation, ctx.se, ctx.conv = activation, se, conv
         if conv is not None and kernel is not None:
             if _is_depthwise(conv):
@@ -152,20 +185,7 @@ class _Fused(torch.autograd.Function):
                 dkernel = kernels.depthwise_weight(y_BCHW, dy_BCHW).to(kernel.dtype)
                 dy_BCHW = kernels.depthwise(dy_BCHW, kernel, reflected=True)
             else:
-                dy_BCHW, dkernel, _ = torch.ops.aten.convolution_backward(
-                    dy_BCHW,
-                    y_BCHW.to(dy_BCHW.dtype),
-                    kernel.to(dy_BCHW.dtype),
-                    None,
-                    conv.stride,
-                    conv.padding,
-                    conv.dilation,
-                    False,
-                    [0, 0],
-                    conv.groups,
-                    [True, True, False],
-                )
-                dkernel = dkernel.to(conv.weight.dtype)
+                dy_BCHW, dkernel = convolution_backward(dy_BCHW, y_BCHW, kernel, conv)
                 dy_BCHW = _channels_last(dy_BCHW)
         sums_BC = kernels.gradient_sums(x_BCHW, dy_BCHW, norm_4C, gated=ctx.se is not None, activation=activation)
         dmean_BC: Tensor | None = None

@@ -28,7 +28,7 @@ def _activated(n, ACT: tl.constexpr):
     if ACT == "silu":
         return n * tl.sigmoid(n)
     elif ACT == "relu":
-        return tl.maximum(n, 0.0)
+        return tl.maximum(n, 0.0, propagate_nan=tl.PropagateNan.ALL)
     else:
         return n
 
@@ -87,7 +87,7 @@ def _norm_of(
     kept = c < C
     offset = total / P
     mean = (tl.load(x_ptr + c, mask=kept, other=0.0).to(tl.float64) + offset).to(tl.float32)
-    var = tl.maximum(squares / P - offset * offset, 0.0).to(tl.float32)
+    var = tl.maximum(squares / P - offset * offset, 0.0, propagate_nan=tl.PropagateNan.ALL).to(tl.float32)
     inverse = 1.0 / tl.sqrt(var + eps)
     scale = inverse * tl.load(weight_ptr + c, mask=kept, other=0.0)
     shift = tl.load(bias_ptr + c, mask=kept, other=0.0) - mean * scale
@@ -123,9 +123,10 @@ def _apply(
     x_ptr, y_ptr, norm_ptr, gate_ptr, P, C,
     GATED: tl.constexpr, ACT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    c = tl.program_id(0) * BC + tl.arange(0, BC)
-    p = tl.program_id(1) * BP + tl.arange(0, BP)
-    b = tl.program_id(2)
+    across = tl.cdiv(C, BC)
+    c = (tl.program_id(0) % across) * BC + tl.arange(0, BC)
+    p = (tl.program_id(0) // across) * BP + tl.arange(0, BP)
+    b = tl.program_id(1)
     inside = (p < P)[:, None] & (c < C)[None, :]
     at = b.to(tl.int64) * P * C + p[:, None] * C + c[None, :]
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -184,9 +185,10 @@ def _backward(
     x_ptr, dy_ptr, dx_ptr, norm_ptr, plain_ptr, scaled_ptr, gate_ptr, dmean_ptr, P, C, share,
     GATED: tl.constexpr, ACT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    c = tl.program_id(0) * BC + tl.arange(0, BC)
-    p = tl.program_id(1) * BP + tl.arange(0, BP)
-    b = tl.program_id(2)
+    across = tl.cdiv(C, BC)
+    c = (tl.program_id(0) % across) * BC + tl.arange(0, BC)
+    p = (tl.program_id(0) // across) * BP + tl.arange(0, BP)
+    b = tl.program_id(1)
     inside = (p < P)[:, None] & (c < C)[None, :]
     at = b.to(tl.int64) * P * C + p[:, None] * C + c[None, :]
     scale = _line(norm_ptr, c, C)
@@ -353,7 +355,7 @@ def activated(x_BCHW: Tensor, norm_4C: Tensor, gate_BC: Tensor | None, *, activa
     batch, channels, height, width = x_BCHW.shape
     pixels, tile = height * width, _columns(channels)
     y_BCHW = torch.empty_like(x_BCHW)
-    _apply[triton.cdiv(channels, tile), triton.cdiv(pixels, 64), batch](
+    _apply[triton.cdiv(channels, tile) * triton.cdiv(pixels, 64), batch](
         x_BCHW, y_BCHW, norm_4C, gate_BC, pixels, channels,
         GATED=gate_BC is not None, ACT=activation, BP=64, BC=tile, num_warps=4,
     )  # fmt: skip
@@ -397,7 +399,7 @@ def norm_backward(
     batch, channels, height, width = x_BCHW.shape
     pixels, tile = height * width, _columns(channels)
     dx_BCHW = torch.empty_like(x_BCHW)
-    _backward[triton.cdiv(channels, tile), triton.cdiv(pixels, 32), batch](
+    _backward[triton.cdiv(channels, tile) * triton.cdiv(pixels, 32), batch](
         x_BCHW, dy_BCHW, dx_BCHW, norm_4C, dbias_C, dweight_C, gate_BC, dmean_BC, pixels, channels,
         1 / (batch * pixels), GATED=gate_BC is not None, ACT=activation, BP=32, BC=tile, num_warps=4,
     )  # fmt: skip

@@ -18,7 +18,7 @@ Shape suffixes: B batch, C channels, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -137,11 +137,7 @@ class _Kept(torch.autograd.Function):
             x_BCHW, weight_C, bias_C, norm.running_mean, norm.running_var, True, norm.momentum, norm.eps
         )
         ctx.save_for_backward(x_BCHW, weight_C, bias_C, kernel, mean_C, inverse_C, *parameters)
-        device = x_BCHW.device.type
-        mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        ctx.precision = (
-            torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=False) if mixed else nullcontext()
-        )
+        ctx.precision = fused.precision_now(x_BCHW.device.type)
         ctx.eps, ctx.act, ctx.between, ctx.conv = norm.eps, act, between, conv
         activate, _ = _ACTIVATIONS[type(act)]
         y_BCHW = _in_turn(between, activate(normal_BCHW))
@@ -160,20 +156,7 @@ class _Kept(torch.autograd.Function):
                 again_BCHW = _in_turn(ctx.between, active_BCHW.requires_grad_())
         dkernel = None
         if ctx.conv is not None:
-            dy_BCHW, dkernel, _ = _aten.convolution_backward(
-                dy_BCHW,
-                again_BCHW.detach().to(dy_BCHW.dtype),
-                kernel.to(dy_BCHW.dtype),
-                None,
-                ctx.conv.stride,
-                ctx.conv.padding,
-                ctx.conv.dilation,
-                False,
-                [0, 0],
-                ctx.conv.groups,
-                [True, True, False],
-            )
-            dkernel = dkernel.to(kernel.dtype)
+            dy_BCHW, dkernel = fused.convolution_backward(dy_BCHW, again_BCHW.detach(), kernel, ctx.conv)
         dparameters: Sequence[Tensor] = ()
         if ctx.between:
             dy_BCHW, *dparameters = torch.autograd.grad(again_BCHW, [active_BCHW, *parameters], dy_BCHW)

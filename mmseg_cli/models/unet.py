@@ -345,22 +345,27 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
     return [block for level in network.modules() if isinstance(level, _Level) for block in level.blocks()]
 
 
-def training_callable(network: nn.Module) -> Callable[[Tensor], Any]:
-    """The network as one process's training calls it: on a GPU at one launch, see :mod:`mmseg_cli.models.graphs`.
+def training_callable(
+    network: nn.Module, like_BCHW: Tensor, *, autocast: torch.dtype | None
+) -> Callable[[Tensor], Any]:
+    """The network as one process's training calls it: on an NVIDIA GPU at one launch, see `graphs.Graphed`.
 
-    Not where a block recomputes, or is the user's own, which may decide in Python what it does.
+    Not where a block recomputes, or where it is not ours and may decide in Python what it does. The arguments, and what
+    is raised, are those of :class:`mmseg_cli.models.graphs.Graphed`.
     """
-    on_gpu = any(parameter.is_cuda for parameter in network.parameters())
+    on_gpu = like_BCHW.is_cuda and torch.version.cuda is not None
     recomputes = any(isinstance(module, _Level) and module.recompute for module in network.modules())
-    if not on_gpu or recomputes or not all(_is_ours(block) for block in blocks_of(network)):
+    blocks = blocks_of(network)
+    if not on_gpu or recomputes or not blocks or not all(_is_ours(block) for block in blocks):
         return network
-    return Graphed(network)
+    return Graphed(network, like_BCHW, autocast=autocast)
 
 
 def recompute_blocks(network: nn.Module, on: bool = True) -> None:
     """Let every block of ``network`` keep only its input in training, and compute its inside again when needed.
 
-    Saves most of the memory for about a third more work. Results, gradients and running statistics stay the same.
+    Saves most of the memory for about a third more work. Results, gradients and running statistics stay
+    the same, but for rounding on a GPU, where training is not launched as graphs then.
     """
     for module in network.modules():
         if isinstance(module, _Level):

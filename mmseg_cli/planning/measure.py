@@ -286,7 +286,7 @@ def measure(job: Job) -> Sample:
         if isinstance(module, torch.nn.BatchNorm2d | torch.nn.GroupNorm):
             module.eps = 1.0  # a few values on one pixel hardly vary: their gradient must not grow from level to level
     here = Processes(device=device)
-    chosen = job.runtime.model_copy(update={"recompute": job.recompute})
+    chosen = job.runtime.model_copy(update={"recompute": job.recompute, "compile": False})
     state = parts.state(section, network, runtime=chosen, processes=here)
     seconds: list[float] = []
     watts: list[float] = []
@@ -318,7 +318,11 @@ def measure(job: Job) -> Sample:
             fit(
                 state,
                 batches(),
-                model=state.network,
+                model=parts.callable_model(
+                    section, state.network, runtime=chosen, processes=here, micro_batch=job.micro
+                )
+                if job.alone
+                else state.network,
                 processes=here,
                 objective=parts.objective(section, class_pixels=[1] * job.case.classes, device=device),
                 learning_rate=lambda _step: RATE,

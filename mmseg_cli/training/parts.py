@@ -28,6 +28,7 @@ from mmseg_cli.params import ClassificationStage, Runtime, SegmentationStage, St
 from mmseg_cli.processes import Processes
 from mmseg_cli.training import losses, schedule
 from mmseg_cli.training.averaging import Ema, Lookahead
+from mmseg_cli.training.loop import PRECISIONS
 from mmseg_cli.training.optim import build_optimizer
 from mmseg_cli.training.state import State
 
@@ -175,10 +176,13 @@ def state(section: Stage, network: nn.Module, *, runtime: Runtime, processes: Pr
     )
 
 
-def callable_model(network: nn.Module, *, runtime: Runtime, processes: Processes) -> Callable[[Tensor], Any]:
+def callable_model(
+    section: Stage, network: nn.Module, *, runtime: Runtime, processes: Processes, micro_batch: int
+) -> Callable[[Tensor], Any]:
     """The network as a step calls it: compiled, and with gradients that are averaged over the processes, where wanted.
 
-    One process on a GPU launches it at once, if it can, unless it compiles or recomputes.
+    One process on a GPU launches it at once, unless it compiles or recomputes. To be called before the loader's
+    batches are asked for, see `mmseg_cli.models.graphs.Graphed`.
 
     DDP sums float32 gradients: weights, and therefore gradients, are float32 under mixed precision too. It groups them
     anew after its first step, which may change the last bits of a sum over more than two processes; `deterministic`
@@ -188,7 +192,13 @@ def callable_model(network: nn.Module, *, runtime: Runtime, processes: Processes
         compile_blocks(network)
     model: Any = torch.compile(network) if runtime.compile and not runtime.recompute else network
     if processes.world == 1:
-        return model if runtime.compile else training_callable(network)
+        if runtime.compile:
+            return model  # type: ignore[no-any-return]
+        images_BCHW = torch.rand((micro_batch, 3, *section.crop), device=processes.device)
+        layout = torch.channels_last if runtime.channels_last else torch.contiguous_format
+        return training_callable(
+            network, images_BCHW.contiguous(memory_format=layout), autocast=PRECISIONS[section.precision]
+        )
     # Neither is a fault: newer versions name the first otherwise, and of a 1x1 kernel no stride is the right one.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")

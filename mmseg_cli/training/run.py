@@ -197,7 +197,9 @@ def train(of: Run, network: nn.Module) -> Ended:
                     workers=machine.workers,
                     pinned=processes.device.type == "cuda",
                 ),
-                model=parts.callable_model(state.network, runtime=machine, processes=processes),
+                model=parts.callable_model(
+                    section, state.network, runtime=machine, processes=processes, micro_batch=micro
+                ),
                 processes=processes,
                 objective=parts.objective(section, class_pixels=class_pixels, device=processes.device),
                 learning_rate=parts.learning_rate(section),

@@ -11,8 +11,10 @@ from mmseg_cli.models.unet import DecoderLevel
 from tests.conftest import run_inside
 from tests.networks import NETWORK
 
+ON_A_CPU = tuple(way for way in gains.WAYS if way != gains.GRAPH)
 
-def compared(blocks=("mmbconv", "residual"), ways=tuple(gains.WAYS), warn=lambda text: None):
+
+def compared(blocks=("mmbconv", "residual"), ways=ON_A_CPU, warn=lambda text: None):
     found = gains.run(
         blocks,
         ways,
@@ -36,7 +38,7 @@ def test_every_way_of_every_block_is_checked_and_timed(monkeypatch):
     assert list(result["blocks"]) == ["mmbconv", "residual"]
     for parts in result["blocks"].values():
         ways = parts["ways"]
-        assert list(ways) == [way for way in gains.WAYS if way != gains.GRAPH]  # which needs a GPU
+        assert list(ways) == list(ON_A_CPU)
         assert all(len(row["images_per_second"]) == 6 for row in ways.values())
         kept = [ways[name]["kept_bytes"] for name in ("plain", "loss", "decoder", "ours", "recompute")]
         assert kept == sorted(kept, reverse=True)
@@ -47,7 +49,7 @@ def test_every_way_of_every_block_is_checked_and_timed(monkeypatch):
         assert all(len(row) == len(gains.HEADINGS) for row in rows)
         assert rows[0][2] == "1.00"
     text = gains.markdown(result)
-    assert all(f"- `{name}`" in text for name in gains.WAYS if name != gains.GRAPH)
+    assert all(f"- `{name}`" in text for name in ON_A_CPU)
 
 
 def test_the_plain_way_is_gone_after_it():
@@ -94,3 +96,9 @@ def test_an_unknown_way_is_said(project):
     ended = run_inside("bench", "gains", "--ways", "our")
     assert ended.code == 2
     assert "--ways: unknown name 'our'" in ended.err
+
+
+def test_graphs_without_a_gpu_are_refused(project):
+    ended = run_inside("bench", "gains", "--ways", "graph", "--preset", "demo")
+    assert ended.code == 2
+    assert ended.one_error() == "mmseg: error: --ways: graph needs a GPU: leave it out, or give --device cuda"

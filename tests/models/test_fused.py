@@ -58,10 +58,10 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             is_cuda = True
 
             def __init__(self, x: Tensor) -> None:
-                self.is_contiguous = x.is_contiguous
+                self.is_contiguous, self.dtype = x.is_contiguous, x.dtype
 
         monkeypatch.setattr(fused, "serves", lambda x_BCHW, act, between: serves(Cuda(x_BCHW), act, between))
-    with fused.serving():
+    with fused.serving(torch.device(DEVICE)):
         yield calls
 
 
@@ -128,6 +128,53 @@ def test_depthwise_convolutions(channels: int, height: int, width: int) -> None:
 
 
 @here
+@pytest.mark.parametrize("programs", [3, 4096])
+def test_sums_of_few_long_chunks_and_of_many(monkeypatch: pytest.MonkeyPatch, programs: int) -> None:
+    from mmseg_cli.models import kernels
+
+    monkeypatch.setattr(kernels, "PROGRAMS", programs)
+    torch.manual_seed(0)
+    x_BCHW, dy_BCHW = (
+        torch.randn(2, 16, 57, 83).to(device=DEVICE, memory_format=torch.channels_last) for _ in range(2)
+    )
+    count = kernels._chunks(2 * 57 * 83, 1, step=32)[1]
+    assert count < 4 if programs == 3 else count > kernels.FINISHED
+    x64_BCHW = x_BCHW.double().requires_grad_()
+    layer = nn.BatchNorm2d(16).to(device=DEVICE, dtype=torch.float64)
+    wanted_BCHW = layer(x64_BCHW).clamp(min=0)
+    wanted_BCHW.backward(dy_BCHW.double())
+    running = [torch.zeros(16, device=DEVICE), torch.ones(16, device=DEVICE)]
+    weight_C, bias_C = layer.weight.detach().float(), layer.bias.detach().float()
+    norm_4C = kernels.batch_norm(x_BCHW, weight_C, bias_C, *running, momentum=0.1, eps=layer.eps)
+    assert relative(kernels.activated(x_BCHW, norm_4C, None, activation="relu"), wanted_BCHW) < 1e-6
+    assert relative(kernels.pooled(x_BCHW, norm_4C, activation="relu"), wanted_BCHW.mean((2, 3))) < 1e-6
+    dbias_C, dweight_C = kernels.gradient_sums(x_BCHW, dy_BCHW, norm_4C, gated=False, activation="relu").sum(1)
+    assert relative(dbias_C, layer.bias.grad) < 1e-5
+    assert relative(dweight_C, layer.weight.grad) < 1e-5
+    dx_BCHW = kernels.norm_backward(x_BCHW, dy_BCHW, norm_4C, dbias_C, dweight_C, None, None, activation="relu")
+    assert relative(dx_BCHW, x64_BCHW.grad) < 1e-5
+    assert relative(running[1], layer.running_var) < 1e-5
+
+
+@here
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+@pytest.mark.parametrize("activation", ["silu", "relu", "none"])
+def test_what_is_not_finite_shows(broken: float, activation: str) -> None:
+    from mmseg_cli.models import kernels
+
+    x_BCHW = torch.rand(2, 16, 5, 7).to(device=DEVICE, memory_format=torch.channels_last)
+    x_BCHW[1, 3, 2, 2] = broken
+    one_C = torch.ones(16, device=DEVICE)
+    running = [torch.zeros(16, device=DEVICE), one_C.clone()]
+    norm_4C = kernels.batch_norm(x_BCHW, one_C, one_C, *running, momentum=0.1, eps=1e-5)
+    y_BCHW = kernels.activated(x_BCHW, norm_4C, None, activation=activation)
+    assert y_BCHW[:, 3].isnan().any()
+    assert running[1][3].isnan()
+    assert y_BCHW[:, :3].isfinite().all()
+    assert running[1][:3].isfinite().all()
+
+
+@here
 def test_statistics_of_maps_far_from_zero() -> None:
     """A mean of a thousand deviations: a difference of two sums of squares in float32 would be noise."""
     from mmseg_cli.models import kernels
@@ -174,5 +221,5 @@ def test_the_same_bits_every_time(served: list[str]) -> None:
 
 def test_what_does_not_fit_is_left_to_lean() -> None:
     x_BCHW = torch.zeros(2, 4, 3, 3)
-    with fused.serving():
-        assert not fused.serves(x_BCHW, nn.SiLU(), [])  # on the CPU
+    with fused.serving(torch.device("cpu")):
+        assert not fused.serves(x_BCHW, nn.SiLU(), [])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmseg_cli.models import fused
+from mmseg_cli.errors import MmsegError
+from mmseg_cli.models import fused, graphs
 from mmseg_cli.models.graphs import Graphed
 from mmseg_cli.models.unet import build_network, recompute_blocks, set_stochastic_depth, training_callable
 from tests.networks import NETWORK
@@ -22,10 +24,14 @@ def a_network(*, device: str = "cuda") -> nn.Module:
     return network.to(device=device, memory_format=torch.channels_last)
 
 
-def trained(called: Callable[[nn.Module], Callable[[Tensor], Any]], *, low: bool, parts: int) -> list[Tensor]:
+def trained(*, graphed: bool, low: bool, parts: int) -> list[Tensor]:
     """Weights, buffers and losses after some steps in which the network draws, each of `parts` parts."""
     network = a_network()
-    model = called(network)
+    like_BCHW = torch.rand(2, 3, 40, 56).to(device="cuda", memory_format=torch.channels_last)
+    model: Any = network
+    if graphed:
+        model = training_callable(network, like_BCHW, autocast=torch.bfloat16 if low else None)
+        assert isinstance(model, Graphed)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, fused=True)
     losses = []
     for step in range(3):
@@ -39,33 +45,23 @@ def trained(called: Callable[[nn.Module], Callable[[Tensor], Any]], *, low: bool
             loss.backward()
             losses.append(loss.detach())
         optimizer.step()
+        network.eval()  # validation, between two replays
+        with torch.no_grad():
+            losses.append(network(like_BCHW).sum())
+        network.train()
     return [*network.state_dict().values(), *losses]
 
 
 @gpu
 @pytest.mark.parametrize("low", [False, True])
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("parts", [1, 2, 3])
 def test_a_graph_trains_to_the_same_bits(low: bool, parts: int) -> None:
     """Draws, running statistics and gradients that are added up included."""
     with torch.backends.cudnn.flags(enabled=True, deterministic=True):
-        with fused.serving():
-            plain = trained(lambda network: network, low=low, parts=parts)
-        graphed = trained(training_callable, low=low, parts=parts)
+        with fused.serving(torch.device("cuda")):
+            plain = trained(graphed=False, low=low, parts=parts)
+        graphed = trained(graphed=True, low=low, parts=parts)
     assert all(torch.equal(one, other) for one, other in zip(plain, graphed, strict=True))
-
-
-@gpu
-def test_another_shape_and_evaluation_go_to_the_network() -> None:
-    network = a_network()
-    model = training_callable(network)
-    assert isinstance(model, Graphed)
-    images_BCHW = torch.rand(2, 3, 40, 56, device="cuda").contiguous(memory_format=torch.channels_last)
-    model(images_BCHW)
-    assert model._replay is not None
-    assert model(images_BCHW[:, :, :32]).shape[2:] == (16, 28)
-    network.eval()
-    with torch.no_grad():
-        assert network(images_BCHW).shape[2:] == (40, 56)
 
 
 class Waiting(nn.Module):
@@ -79,16 +75,46 @@ class Waiting(nn.Module):
 
 
 @gpu
-def test_what_waits_for_the_device_is_not_captured() -> None:
+def test_what_waits_for_the_device_cannot_be_captured() -> None:
     network = Waiting().cuda()
-    model = Graphed(network)
-    images_BCHW = torch.rand(2, 3, 8, 8, device="cuda")
-    for _ in range(2):
-        assert torch.equal(model(images_BCHW), network(images_BCHW))
+    with pytest.raises(MmsegError, match="cannot be captured as a CUDA graph"):
+        Graphed(network, torch.rand(2, 3, 8, 8, device="cuda"), autocast=None)
 
 
-def test_without_a_gpu_or_where_blocks_recompute_the_network_is_called_itself() -> None:
+def test_other_calls_go_to_the_network_and_gradients_are_not_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is around a capture, which needs a GPU."""
     network = a_network(device="cpu")
-    assert training_callable(network) is network
+    taken: list[Any] = []
+
+    def captured(network: nn.Module, like_BCHW: Tensor, autocast: torch.dtype | None) -> Callable[[Tensor], Any]:
+        taken.append((network.training, autocast))
+        return lambda x_BCHW: "replayed"
+
+    monkeypatch.setattr(graphs, "_captured", captured)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    images_BCHW = torch.rand(2, 3, 32, 32)
+    model = Graphed(network.eval(), images_BCHW, autocast=None)
+    assert taken == [(True, None)]
+    assert model(torch.rand(2, 3, 32, 32)) == "replayed"
+    assert model(images_BCHW[:1]).shape[0] == 1
+    assert model(images_BCHW.contiguous(memory_format=torch.channels_last)).shape[0] == 2
+    model(images_BCHW[:1]).sum().backward()
+    before = {parameter: parameter.grad for parameter in network.parameters()}
+    model(images_BCHW)
+    for parameter, gradient in before.items():
+        assert parameter.grad is not gradient
+        assert torch.equal(parameter.grad, gradient)
+
+
+def test_where_there_is_nothing_to_capture_the_network_is_called_itself() -> None:
+    network, images_BCHW = a_network(device="cpu"), torch.rand(2, 3, 32, 32)
+    assert training_callable(network, images_BCHW, autocast=None) is network
+
+
+@gpu
+def test_blocks_that_recompute_or_are_not_ours_are_not_captured() -> None:
+    network, images_BCHW = a_network(), torch.rand(2, 3, 32, 32, device="cuda")
+    foreign = nn.Conv2d(3, 4, 3).cuda()
+    assert training_callable(foreign, images_BCHW, autocast=None) is foreign
     recompute_blocks(network)
-    assert training_callable(network) is network
+    assert training_callable(network, images_BCHW, autocast=None) is network

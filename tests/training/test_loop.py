@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from mmseg_cli.evaluation.inference import normalise
 from mmseg_cli.models.auxiliary import DeepSupervision
-from mmseg_cli.models.unet import build_network, set_stochastic_depth
+from mmseg_cli.models.unet import build_network, set_stochastic_depth, training_callable
 from mmseg_cli.processes import Processes
 from mmseg_cli.training import loop
 from mmseg_cli.training.averaging import Ema, Lookahead
@@ -68,13 +68,14 @@ def run(
     state=None,
     log_data=lambda step: False,
     device=CPU,
+    model=None,
     **pauses,
 ):
     steps = []
     fit(
         state or state_of(network, precision=precision),
         batches,
-        model=network,
+        model=model or network,
         processes=Processes(device=device),
         objective=loss if isinstance(loss, Objective) else Objective(terms=((1.0, loss or MeanSquare()),)),
         learning_rate=learning_rate,
@@ -459,7 +460,8 @@ def test_no_step_waits_for_the_device(loss, optimizer, precision, device, monkey
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_on_a_gpu_nothing_synchronises(optimizer):
+@pytest.mark.parametrize("graphed", [False, True])
+def test_on_a_gpu_nothing_synchronises(optimizer, graphed):
     """torch raises where the host waits for the device otherwise than for the event of a step's numbers."""
     device = torch.device("cuda", torch.cuda.current_device())
     network = build_network(task="segmentation", num_classes=5, **NETWORK).to(device)
@@ -474,10 +476,15 @@ def test_on_a_gpu_nothing_synchronises(optimizer):
         ohem_min_share=0.1,
         auxiliary=0.4,
     )
-    run(network, data[:1], loss=loss, state=state, device=device, clip_norm=1.0)  # libraries, algorithms, constants
+    given = {"loss": loss, "state": state, "device": device, "clip_norm": 1.0}
+    if graphed:
+        like_BCHW = torch.rand(2, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
+        given["model"] = training_callable(network, like_BCHW, autocast=None)
+        assert given["model"] is not network
+    run(network, data[:1], **given)  # libraries, algorithms, constants
     torch.cuda.set_sync_debug_mode("error")
     try:
-        steps = run(network, data, loss=loss, state=state, device=device, clip_norm=1.0)
+        steps = run(network, data, **given)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert [step.number for step in steps] == [1, 2, 3]
