@@ -114,7 +114,8 @@ class _Level(nn.Module):
 def _checkpointed(block: nn.Module, x_BCHW: Tensor) -> Tensor:
     """Run ``block`` and keep nothing of its inside; the second run draws the same numbers and updates no statistics."""
     # Drawing the same numbers costs a copy of the generators' states. Of the user's own blocks nobody knows.
-    draws = not _is_ours(block) or not isinstance(block.drop_path, nn.Identity)
+    is_ours = type(block) in (Residual, InvertedResidual)
+    draws = not is_ours or not isinstance(block.drop_path, nn.Identity)
     y_BCHW: Tensor = checkpoint(
         block,
         x_BCHW,
@@ -123,10 +124,6 @@ def _checkpointed(block: nn.Module, x_BCHW: Tensor) -> Tensor:
         context_fn=lambda: (contextlib.nullcontext(), frozen_statistics(block)),
     )
     return y_BCHW
-
-
-def _is_ours(block: nn.Module) -> bool:
-    return type(block) in (Residual, InvertedResidual)
 
 
 class EncoderLevel(_Level):
@@ -350,13 +347,13 @@ def training_callable(
 ) -> Callable[[Tensor], Any]:
     """The network as one process's training calls it: on an NVIDIA GPU at one launch, see `graphs.Graphed`.
 
-    Not where a block recomputes, or where it is not ours and may decide in Python what it does. The arguments, and what
-    is raised, are those of :class:`mmseg_cli.models.graphs.Graphed`.
+    Not where a block recomputes, nor a network without our U-Net, which may decide in Python what it does. A user's own
+    block may not, so all blocks are timed alike. The arguments, and what is raised, are those of
+    :class:`mmseg_cli.models.graphs.Graphed`.
     """
     on_gpu = like_BCHW.is_cuda and torch.version.cuda is not None
     recomputes = any(isinstance(module, _Level) and module.recompute for module in network.modules())
-    blocks = blocks_of(network)
-    if not on_gpu or recomputes or not blocks or not all(_is_ours(block) for block in blocks):
+    if not on_gpu or recomputes or not blocks_of(network):
         return network
     return Graphed(network, like_BCHW, autocast=autocast)
 

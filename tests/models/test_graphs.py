@@ -112,7 +112,7 @@ def test_where_there_is_nothing_to_capture_the_network_is_called_itself() -> Non
 
 
 @gpu
-def test_blocks_that_recompute_or_are_not_ours_are_not_captured() -> None:
+def test_blocks_that_recompute_and_foreign_networks_are_not_captured() -> None:
     network, images_BCHW = a_network(), torch.rand(2, 3, 32, 32, device="cuda")
     foreign = nn.Conv2d(3, 4, 3).cuda()
     assert training_callable(foreign, images_BCHW, autocast=None) is foreign
