@@ -32,7 +32,7 @@ from mmseg_cli.training import parts
 from mmseg_cli.training.loop import Step, fit
 
 FED, MEMORY = "fed by the loader", "from memory"
-AHEAD = 4  # batches that each worker has ready
+ENDLESS = 2**31  # steps
 SETTLING = 5  # steps of each turn that do not count in any case
 
 
@@ -77,10 +77,8 @@ def run(
         prepared_quietly("folder", Path(folder) / "raw", Path(folder) / "store")
         split = open_store(Path(folder) / "store").split("train")
         crops = parts.crops(section, split, classes=CLASSES, seed=0, processes=here)
-        skipped = SETTLING + AHEAD * workers
-        every = loader.steps_loader(
-            crops, start=0, stop=1 + rounds * (skipped + steps), workers=workers, pinned=device.type == "cuda"
-        )
+        every = loader.steps_loader(crops, start=0, stop=ENDLESS, workers=workers, pinned=device.type == "cuda")
+        skipped = SETTLING + (every.prefetch_factor or 0) * workers
         runtime.seed_everything(0)
         network = build_network(task="segmentation", num_classes=CLASSES, **body)
         state = parts.state(section, network, runtime=params.runtime, processes=here)

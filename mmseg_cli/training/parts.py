@@ -192,7 +192,7 @@ def callable_model(
         compile_blocks(network)
     model: Any = torch.compile(network) if runtime.compile and not runtime.recompute else network
     if processes.world == 1:
-        if runtime.compile:
+        if runtime.compile or processes.device.type == "cpu":
             return model  # type: ignore[no-any-return]
         images_BCHW = torch.rand((micro_batch, 3, *section.crop), device=processes.device)
         layout = torch.channels_last if runtime.channels_last else torch.contiguous_format
