@@ -58,6 +58,7 @@ OLDEST_PYTHON: Final = (3, 11)
 GIB: Final = 2**30
 LOW_MEMORY: Final = 4 * GIB
 LOW_SHARED: Final = 1 * GIB
+BUSY_SHARE: Final = 0.5  # of the cores; torch's threads wait for each other and lose most where one is kept waiting
 LOW_DISK: Final = 5 * GIB
 LOW_GPU_SHARE: Final = 0.5  # of its memory that a GPU has free
 BUSY: Final = "end what else uses it (nvidia-smi shows it), or choose others with CUDA_VISIBLE_DEVICES"
@@ -473,13 +474,17 @@ def torchvision(said: dict[str, Any] | None, ended: _Ended) -> list[Finding]:
 
 
 def processor(torch: dict[str, Any], params: Params | None) -> list[Finding]:
-    """The CPU, and whether more threads are asked of it than it has cores."""
+    """The CPU, whether more threads are asked of it than it has cores, and whether others use them."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     found = f"{runtime.processor()}, {cores} cores, {torch['threads']} threads"
     wanted = getattr(params.runtime, "threads", None) if params is not None else None
     if wanted is not None and wanted > cores:
         fix = f"set runtime.threads to {cores} or less, or null"
         return [Finding("CPU", f"{found}; runtime.threads: {wanted}", "warning", fix)]
+    load = os.getloadavg()[0]
+    if load >= BUSY_SHARE * cores:
+        fix = "let that end first; beside other work, train with OMP_WAIT_POLICY=PASSIVE in the environment"
+        return [Finding("CPU", f"{found}; busy: {load:.1f} processes ran in the last minute", "warning", fix)]
     return [Finding("CPU", found)]
 
 

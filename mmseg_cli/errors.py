@@ -55,10 +55,14 @@ class ResourceError(MmsegError):
 
 
 class Interrupted(MmsegError):
-    """A signal ended a command that the same command resumes (exit code 128 + the signal's number)."""
+    """A signal ended a command (exit code 128 + the signal's number).
 
-    def __init__(self, where: str | Path, signal_number: int, what: str) -> None:
-        super().__init__(where, what, "run the same command again to go on")
+    Args:
+        resumes: whether the same command goes on with what is there.
+    """
+
+    def __init__(self, where: str | Path, signal_number: int, what: str, *, resumes: bool = True) -> None:
+        super().__init__(where, what, f"run the same command again{' to go on' if resumes else ''}")
         self.exit_code = INTERRUPTED + signal_number
 
 

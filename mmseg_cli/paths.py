@@ -64,8 +64,11 @@ def run_name(variant: str, seed: int) -> str:
     return f"{variant}-s{seed}"
 
 
-def find(*, preset: str, root: Path | None = None) -> Paths:
+def find(*, preset: str, root: Path | None = None, option: str = "--preset") -> Paths:
     """The paths of `preset` in the project folder, which is `root` or the current folder.
+
+    Args:
+        option: what an error calls the preset.
 
     Raises:
         MmsegError: this is no project folder, or it has no such preset.
@@ -74,9 +77,9 @@ def find(*, preset: str, root: Path | None = None) -> Paths:
     if not (root / "params.yaml").is_file():
         raise MmsegError(root, "no params.yaml here", "run mmseg in the project's folder (the clone)")
     if not preset or "/" in preset or preset.startswith("."):
-        raise MmsegError("--preset", f"{preset!r} is not a name", "give the name of a folder in pipelines/, or demo")
+        raise MmsegError(option, f"{preset!r} is not a name", "give the name of a folder in pipelines/, or demo")
     paths = Paths(root=root, preset=preset)
     if not paths.params.is_file():
         known = [DEMO, *sorted(file.parent.name for file in root.glob("pipelines/*/params.yaml"))]
-        raise MmsegError("--preset", f"there is no {preset!r}", f"choose from {', '.join(known)}")
+        raise MmsegError(option, f"there is no {preset!r}", f"choose from {', '.join(known)}")
     return paths

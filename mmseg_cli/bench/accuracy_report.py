@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 
 from mmseg_cli.ablation.statistics import (
+    BETTER,
+    NO_EVIDENCE,
+    NO_VERDICT,
     THIS_SET,
+    WORSE,
     Interval,
     Sample,
     Verdict,
@@ -57,6 +61,12 @@ def title_of(name: str) -> str:
     return f"{peers.PEERS[name].title} ({peers.PEERS[name].package})" if name in peers.PEERS else f"ours: {name}"
 
 
+VERDICTS = {
+    BETTER: "ours is better",
+    WORSE: "ours is worse",
+    NO_EVIDENCE: "no evidence of a difference",
+    NO_VERDICT: "no verdict, under three seeds",
+}
 EDGE = "*"  # behind a learning rate that is the lowest or the highest of those that were tried
 HEADINGS = ("network", "learning rate", "layout", "step ms", "steps", "val mIoU %", "best of ours minus it", "verdict")
 
@@ -76,7 +86,7 @@ def rows(result: Row) -> list[tuple[str, ...]]:
         if row is not None:
             inside = row.difference
             limits = "" if inside.low is None else f" [{inside.low:.2f}, {inside.high:.2f}]"
-            difference, verdict = f"{inside.estimate:+.2f}{limits}", f"ours is {row.verdict.word}"
+            difference, verdict = f"{inside.estimate:+.2f}{limits}", VERDICTS[row.verdict.word]
         cells = (
             title_of(name),
             f"{chosen:g}{edge}",

@@ -11,6 +11,7 @@ import socket
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -167,6 +168,13 @@ def _data(items: Sequence[int], *, advance: Callable[[], None]) -> dict[int, Row
     return found
 
 
+def _together(network: nn.Module) -> nn.Module:
+    """The network whose gradients are averaged over the processes, as training has it."""
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
 def _one_process(rank: int, world: int, port: int, setting: Setting, rounds: int) -> list[float]:
     """One of `world` processes that share a batch: seconds of its steps, gradients and norms exchanged."""
     local = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
@@ -178,7 +186,7 @@ def _one_process(rank: int, world: int, port: int, setting: Setting, rounds: int
         network = peers.build_ours(**setting.arguments)
         model: nn.Module = network
         if world > 1:
-            model = nn.parallel.DistributedDataParallel(synchronise(network), broadcast_buffers=False)
+            model = _together(synchronise(network))
         share = Setting(setting.network, setting.height, setting.batch // world, setting.classes)
         step = cost.training_step(model, work=share.work(processes.device))
         for number in range(rounds + 1):

@@ -127,18 +127,20 @@ def curve(result: Row) -> list[tuple[str, ...]]:
 
 def where_the_paper_holds(result: Row) -> str:
     """A sentence: the widths at which the paper's figures are within what was measured."""
-    time, memory = [], []
+    time, memory, measured = [], [], False
     for width, first, second in _pairs(result):
         timing = versus(second["seconds"], first["seconds"])
-        low, high = (timing.ratio, timing.ratio) if timing.low is None else (timing.low, timing.high)
-        if low <= PAPER_TIME <= (high or low):
+        measured = measured or timing.low is not None
+        if timing.low is not None and timing.high is not None and timing.low <= PAPER_TIME <= timing.high:
             time.append(str(width))
         if abs(second["peak_bytes"] / first["peak_bytes"] - PAPER_MEMORY) < 0.05:
             memory.append(str(width))
+    where = f"lies in the interval at width {', '.join(time) or 'none of these'}"
+    if not measured:
+        where = "cannot be judged, as one round has no interval"
     return (
-        f"The paper reports +30 % time and +10 % memory. Here +30 % time lies in the interval at width"
-        f" {', '.join(time) or 'none of these'}, and memory is within 5 points of +10 % at width"
-        f" {', '.join(memory) or 'none of these'}."
+        f"The paper reports +30 % time and +10 % memory. Here +30 % time {where}, and memory is within 5 points of"
+        f" +10 % at width {', '.join(memory) or 'none of these'}."
     )
 
 

@@ -34,7 +34,7 @@ from mmseg_cli.prediction import export
 
 REFERENCE = "eager"
 WAYS = {  # what each contender is
-    REFERENCE: "torch, as it was trained",
+    REFERENCE: "torch, as training leaves it",
     "folded": "torch, batch norms folded into convolutions",
     "compiled": "folded, and torch.compile",
     "onnx": "folded, ONNX, by onnxruntime on the CPU",

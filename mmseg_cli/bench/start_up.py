@@ -163,12 +163,14 @@ def _called(project: Path, *command: str) -> None:
     """Run a command in the project, as a user of nothing but that project would.
 
     Raises:
-        RuntimeError: it failed.
+        MmsegError: it failed.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(NOT_A_USER_S)}
     ended = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
     if ended.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {ended.stdout}{ended.stderr}")
+        said = [line for line in ended.stderr.splitlines() if line.strip()] or [f"exit code {ended.returncode}"]
+        why = said[-1].removeprefix("mmseg: error: ")
+        raise MmsegError(f"`{' '.join(command)}` in a copy of this project", why, "mend it here, then measure again")
 
 
 def rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:

@@ -320,7 +320,7 @@ def growth(
     from mmseg_cli.cli import screen
 
     _, params = load(preset)
-    _, larger = load(large)
+    _, larger = load(large, option="--large")
     section = larger.section_of(variant, "train")
     crop = (section.crop[0], section.crop[1])
     counted = on_paper.count(large, larger.network_of(variant), classes=19, batch=section.batch, size=crop)
@@ -428,4 +428,4 @@ def _of_preset(preset: str, variants: str | None, *, classes: int) -> dict[str, 
     _, params = load(preset)
     names = variants_of(params, variants)
     networks = {name: params.network_of(name) for name in names}
-    return {f"{name} of {preset}": untrained(network, classes=classes) for name, network in networks.items()}
+    return {f"{name} of {preset}, untrained": untrained(network, classes=classes) for name, network in networks.items()}

@@ -54,11 +54,15 @@ def example(*lines: str) -> str:
     return "\n".join(["\b", "Example:" if len(lines) == 1 else "Examples:", *(f"  {line}" for line in lines)])
 
 
-def load(preset: str) -> tuple[Paths, Params]:
-    """The paths and the parameters of a preset, whose own account of where it lies must be right."""
+def load(preset: str, *, option: str = "--preset") -> tuple[Paths, Params]:
+    """The paths and the parameters of a preset, whose own account of where it lies must be right.
+
+    Args:
+        option: what an error calls the preset.
+    """
     from mmseg_cli import params, paths
 
-    where = paths.find(preset=preset)
+    where = paths.find(preset=preset, option=option)
     loaded = params.load(where.params)
     folder = where.params.parent
     for key, value, right in (

@@ -23,7 +23,7 @@ def compare(
     from mmseg_cli.ablation import report
     from mmseg_cli.cli import screen
 
-    collected = [report.collect(*load(preset)) for preset in (small, full)]
+    collected = [report.collect(*load(preset, option=option)) for preset, option in ((small, "SMALL"), (full, "FULL"))]
     found = comparing.compare(*collected)
     screen.table(None, comparing.headings(found), [comparing.cells(row) for row in found.rows])
     screen.panel(f"{small} and {full}", comparing.lines(found), next_command=None)

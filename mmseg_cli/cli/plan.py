@@ -56,7 +56,7 @@ def plan(
         raise MmsegError("--tflops", "is for an estimate, the device at hand is measured", "give --gpus as well")
     if tflops is not None and not 0 < tflops < 1e6:
         raise MmsegError("--tflops", f"{tflops} is not possible", f"give a number such as {TFLOPS:g}")
-    paths, params = load(preset)
+    paths, params = load(preset, option="PRESET")
     target = None if json_report is None else _writable(json_report)
     from mmseg_cli.cli import screen
     from mmseg_cli.planning import plan as planning
@@ -122,7 +122,7 @@ def _show(made: Plan, *, params: Params, paths: Paths, speed: float) -> None:
                 "hours in all",
                 *(("kWh in all",) if energy else ()),
             ),
-            [_cells(row, seeds=made.seeds, energy=energy) for row in rows],
+            [_cells(row, same_as=made.same_as(row), seeds=made.seeds, energy=energy) for row in rows],
         )
     screen.table(
         "disk",
@@ -154,16 +154,18 @@ def _show(made: Plan, *, params: Params, paths: Paths, speed: float) -> None:
         ("how", _how(made, params=params, speed=speed)),
     ]
     if made.faster:
-        hours = made.seeds * sum(row.hours for row in made.faster)
-        lines.append(("faster", f"{_hours(hours)} with a setting for each stage, which changes no result:"))
+        lines.append(("faster", f"{_hours(made.faster_hours)} with a setting for each stage, which changes no result:"))
         lines.append(("", _settings(made.faster)))
     for stage, cure in made.cures.items():
         lines.append((f"{stage} fits on", "no number of devices" if cure is None else f"{_cure(*cure)}, by estimate"))
     screen.panel(f"plan of {paths.preset}", lines, next_command=_next(made, params=params, paths=paths))
 
 
-def _cells(row: Row, *, seeds: int, energy: bool) -> list[str]:
-    cells = [
+def _cells(row: Row, *, same_as: str | None, seeds: int, energy: bool) -> list[str]:
+    in_all = [_short(seeds * row.hours), _short(seeds * (row.kilowatt_hours or 0))]
+    if same_as is not None:  # trained once, for both
+        in_all = [f"{same_as}'s", "0"]
+    return [
         row.case.variant,
         row.need.how,
         str(row.setting.devices),
@@ -173,11 +175,8 @@ def _cells(row: Row, *, seeds: int, energy: bool) -> list[str]:
         "yes" if row.fits else "no",
         f"{row.step_seconds:,.3f}",
         _short(row.hours),
-        _short(seeds * row.hours),
+        *in_all[: 2 if energy else 1],
     ]
-    if energy:
-        cells.append(_short(seeds * (row.kilowatt_hours or 0)))
-    return cells
 
 
 def _short(number: float) -> str:

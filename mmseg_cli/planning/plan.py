@@ -13,6 +13,7 @@ from mmseg_cli import energy, runtime
 from mmseg_cli import memory as memory_now
 from mmseg_cli.data.store import open_store
 from mmseg_cli.errors import MmsegError
+from mmseg_cli.files import fingerprint
 from mmseg_cli.names import LADDER
 from mmseg_cli.params import Dataset, Params
 from mmseg_cli.paths import Paths
@@ -22,7 +23,7 @@ from mmseg_cli.planning.counts import Counts
 from mmseg_cli.planning.machine import USABLE, Machine
 from mmseg_cli.planning.measure import Measurer
 from mmseg_cli.training import checkpoint
-from mmseg_cli.training.stages import TASKS
+from mmseg_cli.training.stages import NOT_DEFINING, TASKS
 
 KNOWN_CLASSES = {"imagenet": 1000, "camvid": 11, "cityscapes": 19, "ade20k": 150}
 CURES = (80 * 10**9, 141 * 10**9)  # bytes of the devices that are proposed where nothing here suffices
@@ -57,6 +58,7 @@ class Plan:
         data: bytes of each prepared dataset, None where it is not prepared.
         cures: for each stage that does not fit, the devices that would do (their bytes, the setting).
         no_energy: why there is no energy, where there is none.
+        shared: see `shared`; these cost nothing.
     """
 
     machine: Machine
@@ -67,6 +69,7 @@ class Plan:
     data: dict[str, int | None]
     cures: dict[str, tuple[int, Setting] | None]
     no_energy: str | None
+    shared: dict[tuple[str, str], str]
 
     @property
     def setting(self) -> Setting | None:
@@ -79,20 +82,32 @@ class Plan:
         """Whether nothing was measured."""
         return all(row.need.how == "estimated" for row in self.rows)
 
+    def same_as(self, row: Row) -> str | None:
+        """The variant before it that a row's rung is taken over from; None where it is trained."""
+        return self.shared.get((row.case.stage, row.case.variant))
+
+    def _trained(self, rows: Sequence[Row]) -> list[Row]:
+        return [row for row in rows if self.same_as(row) is None]
+
     @property
     def hours(self) -> float:
         """Wall time of the whole grid, one run after the other."""
-        return self.seeds * sum(row.hours for row in self.rows)
+        return self.seeds * sum(row.hours for row in self._trained(self.rows))
+
+    @property
+    def faster_hours(self) -> float:
+        """The same with a setting for each stage; 0 where that saves no time."""
+        return self.seeds * sum(row.hours for row in self._trained(self.faster))
 
     @property
     def device_hours(self) -> float:
-        """The same times the devices."""
-        return self.seeds * sum(row.hours * row.setting.devices for row in self.rows)
+        """Wall time of the whole grid times the devices."""
+        return self.seeds * sum(row.hours * row.setting.devices for row in self._trained(self.rows))
 
     @property
     def kilowatt_hours(self) -> float | None:
         """Of the whole grid, where the devices tell."""
-        each = [row.kilowatt_hours for row in self.rows]
+        each = [row.kilowatt_hours for row in self._trained(self.rows)]
         return None if None in each else self.seeds * sum(value for value in each if value is not None)
 
     def worst(self) -> Row | None:
@@ -108,7 +123,7 @@ class Plan:
             "estimated": self.estimated,
             "setting": None if self.setting is None else asdict(self.setting),
             "faster": [_row_as_json(row) for row in self.faster],
-            "stages": [_row_as_json(row) for row in self.rows],
+            "stages": [_row_as_json(row) | {"same_as": self.same_as(row)} for row in self.rows],
             "seeds": self.seeds,
             "hours": self.hours,
             "device_hours": self.device_hours,
@@ -159,6 +174,23 @@ def cases(params: Params, paths: Paths) -> list[Case]:
             data, store = params.datasets[section.dataset], paths.store(section.dataset)
             classes = count_classes(section.dataset, data, store=store)
             found.append(Case(stage, variant, section, TASKS[stage], classes, params.network_of(variant)))
+    return found
+
+
+def shared(cases: Sequence[Case]) -> dict[tuple[str, str], str]:
+    """The rungs that are the same training as that of a variant before them, by (stage, variant): which one.
+
+    Variants that differ in a later rung only share the earlier ones, which are trained once and taken over.
+    """
+    ladders: dict[str, list[Any]] = {}
+    first: dict[str, str] = {}
+    found = {}
+    for case in cases:
+        ladder = ladders.setdefault(case.variant, [case.network])
+        ladder.append([case.stage, case.section.model_dump(exclude=set(NOT_DEFINING))])
+        before = first.setdefault(fingerprint(ladder), case.variant)
+        if before != case.variant:
+            found[case.stage, case.variant] = before
     return found
 
 
@@ -293,6 +325,7 @@ def _plan(
         disk=[_disk(stage, [counts[case.stage, case.variant] for case in own[stage]], seeds=seeds) for stage in stages],
         data={name: _folder_bytes(folder) for name, folder in data.items()},
         cures={stage: _cure(own[stage], ask=ask) for stage in lacking},
+        shared=shared([row.case for row in rows]),
         no_energy=None if all(row.need.watts is not None for row in rows) else no_energy,
     )
 

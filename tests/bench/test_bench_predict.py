@@ -132,8 +132,8 @@ def test_the_command_writes_both_reports(trained, no_compiler, tmp_path):
     assert done.code == 0, done.err
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["predict.json", "predict.md"]
     result = json.loads((tmp_path / "report" / "predict.json").read_text())
-    assert list(result["networks"]) == ["residual of demo"]
-    assert result["networks"]["residual of demo"]["network"]["block"] == "residual"
+    assert list(result["networks"]) == ["residual of demo, untrained"]
+    assert result["networks"]["residual of demo, untrained"]["network"]["block"] == "residual"
     assert (tmp_path / "report" / "predict.md").read_text() == predict.markdown(result)
 
 

@@ -54,7 +54,7 @@ def test_stages_recorded_as_done_are_noticed_when_they_are_not(project):
     stages = start_up.record_as_done(project)
     assert stages > 3
     (project.root / "blocks" / "new.py").write_text("")
-    with pytest.raises(RuntimeError, match="dvc status"):
+    with pytest.raises(MmsegError, match="dvc status"):
         start_up._called(project.root, sys.executable, "-m", "dvc", "status", "--quiet", str(project.pipeline))
 
 

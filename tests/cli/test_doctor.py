@@ -52,6 +52,7 @@ def home(tmp_path, monkeypatch):
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))  # other tests are at work
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
     monkeypatch.setenv("PATH", os.pathsep.join([str(SCRIPTS), os.environ["PATH"]]))
@@ -521,6 +522,14 @@ def _program(folder: Path, name: str, text: str) -> None:
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(text)
     (folder / name).chmod(0o755)
+
+
+def test_a_machine_that_others_use(home, monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (1e4, 0, 0))
+    found = only(warnings(doctor.processor(CPU, None)))
+    assert "busy: 10000.0 processes" in found.found and "OMP_WAIT_POLICY=PASSIVE" in found.fix
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 9, 9))
+    assert not warnings(doctor.processor(CPU, None))
 
 
 def test_programs_of_this_environment(home):

@@ -65,7 +65,7 @@ def test_a_signal_is_one_line(trained, name):
     done = exported(name)
     assert done.returncode == 128 + signal.Signals[name]
     last = done.stderr.splitlines()[-1]
-    assert last == f"mmseg: error: mmseg export: stopped by {name}: run the same command again to go on"
+    assert last == f"mmseg: error: mmseg export: stopped by {name}: run the same command again"
     assert "Traceback" not in done.stderr
     assert files(trained) == before
 

@@ -20,7 +20,7 @@ from mmseg_cli.planning import measure
 from mmseg_cli.planning import plan as planning
 from mmseg_cli.planning.choose import Case, choose
 from mmseg_cli.planning.counts import TRAFFIC, WORKING, WORKSPACE, Counts
-from mmseg_cli.planning.machine import Machine
+from mmseg_cli.planning.machine import Machine, parse_gpus
 
 LADDER = ("pretrain_imagenet", "pretrain_mapillary", "train")
 VARIANTS = ("residual", "mbconv", "mmbconv")
@@ -235,6 +235,26 @@ def test_stages_that_need_settings_of_their_own(project, mmseg, change_params):
     assert "faster" in done.out
     assert "pretrain_imagenet: runtime.devices: 8" in done.out
     assert "train: runtime.devices: 6" in done.out
+
+
+def test_rungs_that_variants_share_count_once(project, change_params):
+    def change(values):
+        values["variants"] = {
+            "mbconv": {"block": "mbconv"},
+            "slow": {"block": "mbconv", "train": {"learning_rate": 0.001}},
+            "wide": {"block": "mbconv", "width": 8},
+            "fresh": {"block": "mbconv", "start": "scratch"},
+        }
+        values["ablate"]["variants"] = list(values["variants"])
+
+    change_params(change)
+    loaded = params.load(project / "params.yaml")
+    made = planning.estimate(loaded, Paths(root=project, preset="demo"), machine=parse_gpus("1x80GB"), teraflops=1)
+    assert made.shared == {("pretrain_imagenet", "slow"): "mbconv", ("pretrain_mapillary", "slow"): "mbconv"}
+    hours = {(row.case.stage, row.case.variant): row.hours for row in made.rows}
+    assert made.hours == pytest.approx(made.seeds * sum(hours[key] for key in hours.keys() - made.shared.keys()))
+    told = {(row["stage"], row["variant"]): row["same_as"] for row in made.as_json()["stages"]}
+    assert told["pretrain_mapillary", "slow"] == "mbconv" and told["train", "slow"] is None
 
 
 def test_crops_are_halved():

@@ -19,7 +19,7 @@ from mmseg_cli.data.tree import File, Tree, open_tree, read
 from mmseg_cli.errors import MmsegError
 
 OPTIONS: tuple[str, ...] = ()
-HINT = "images/ masks/ classes.yaml: a dataset of your own, explained below"
+HINT = "images/ masks/ classes.yaml: a dataset of your own"
 HELP = """\
 A dataset of your own (mmseg prepare folder --root mydata):
 
