@@ -58,11 +58,13 @@ class Interrupted(MmsegError):
     """A signal ended a command (exit code 128 + the signal's number).
 
     Args:
-        resumes: whether the same command goes on with what is there.
+        todo: as it stands, for a command that goes on with what is there.
     """
 
-    def __init__(self, where: str | Path, signal_number: int, what: str, *, resumes: bool = True) -> None:
-        super().__init__(where, what, f"run the same command again{' to go on' if resumes else ''}")
+    def __init__(
+        self, where: str | Path, signal_number: int, what: str, todo: str = "run the same command again to go on"
+    ) -> None:
+        super().__init__(where, what, todo)
         self.exit_code = INTERRUPTED + signal_number
 
 

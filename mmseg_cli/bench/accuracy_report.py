@@ -65,7 +65,7 @@ VERDICTS = {
     BETTER: "ours is better",
     WORSE: "ours is worse",
     NO_EVIDENCE: "no evidence of a difference",
-    NO_VERDICT: "no verdict, under three seeds",
+    NO_VERDICT: NO_VERDICT,
 }
 EDGE = "*"  # behind a learning rate that is the lowest or the highest of those that were tried
 HEADINGS = ("network", "learning rate", "layout", "step ms", "steps", "val mIoU %", "best of ours minus it", "verdict")

@@ -42,6 +42,7 @@ LIMITS = {  # seconds, by command: what we mean to keep on two cores
 }
 # Variables by which a command would do otherwise, or compile all of its code each time.
 NOT_A_USER_S = ("MLFLOW_", "PYTHONDONTWRITEBYTECODE")
+ERROR = "mmseg: error: "  # before what a user can mend
 HEADINGS = ("command", "seconds", "range over rounds", "we aim at")
 
 
@@ -163,14 +164,16 @@ def _called(project: Path, *command: str) -> None:
     """Run a command in the project, as a user of nothing but that project would.
 
     Raises:
-        MmsegError: it failed.
+        MmsegError: it has something to say that a user can mend.
+        RuntimeError: it failed otherwise.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(NOT_A_USER_S)}
     ended = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
     if ended.returncode:
-        said = [line for line in ended.stderr.splitlines() if line.strip()] or [f"exit code {ended.returncode}"]
-        why = said[-1].removeprefix("mmseg: error: ")
-        raise MmsegError(f"`{' '.join(command)}` in a copy of this project", why, "mend it here, then measure again")
+        for line in ended.stderr.splitlines():
+            if line.startswith(ERROR):
+                raise MmsegError("a copy of this project", line.removeprefix(ERROR), "mend it here, then measure again")
+        raise RuntimeError(f"{' '.join(command)}: {ended.stdout}{ended.stderr}")
 
 
 def rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:

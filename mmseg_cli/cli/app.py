@@ -207,7 +207,8 @@ def _stopped(error: BaseException, came: list[signal.Signals]) -> Interrupted | 
     hung_up = isinstance(error, OSError) and error.errno == errno.EIO  # of the terminal that has gone, on the way out
     if not ended and not hung_up:
         return None
-    return Interrupted(" ".join(["mmseg", *sys.argv[1:2]]), number, f"stopped by {number.name}", resumes=False)
+    where, what = " ".join(["mmseg", *sys.argv[1:2]]), f"stopped by {number.name}"
+    return Interrupted(where, number, what, "run the same command again")
 
 
 def _require_values(words: Sequence[str]) -> None:

@@ -162,10 +162,7 @@ def _show(made: Plan, *, params: Params, paths: Paths, speed: float) -> None:
 
 
 def _cells(row: Row, *, same_as: str | None, seeds: int, energy: bool) -> list[str]:
-    in_all = [_short(seeds * row.hours), _short(seeds * (row.kilowatt_hours or 0))]
-    if same_as is not None:  # trained once, for both
-        in_all = [f"{same_as}'s", "0"]
-    return [
+    cells = [
         row.case.variant,
         row.need.how,
         str(row.setting.devices),
@@ -175,8 +172,11 @@ def _cells(row: Row, *, same_as: str | None, seeds: int, energy: bool) -> list[s
         "yes" if row.fits else "no",
         f"{row.step_seconds:,.3f}",
         _short(row.hours),
-        *in_all[: 2 if energy else 1],
+        _short(seeds * row.hours) if same_as is None else f"{same_as}'s",  # which is trained once, for both
     ]
+    if energy:
+        cells.append(_short(seeds * (row.kilowatt_hours or 0)) if same_as is None else "0")
+    return cells
 
 
 def _short(number: float) -> str:

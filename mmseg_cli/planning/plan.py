@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,6 @@ class Plan:
         data: bytes of each prepared dataset, None where it is not prepared.
         cures: for each stage that does not fit, the devices that would do (their bytes, the setting).
         no_energy: why there is no energy, where there is none.
-        shared: see `shared`; these cost nothing.
     """
 
     machine: Machine
@@ -69,7 +69,11 @@ class Plan:
     data: dict[str, int | None]
     cures: dict[str, tuple[int, Setting] | None]
     no_energy: str | None
-    shared: dict[tuple[str, str], str]
+
+    @cached_property
+    def shared(self) -> dict[tuple[str, str], str]:
+        """See the function `shared`; these rungs cost nothing."""
+        return shared([row.case for row in self.rows])
 
     @property
     def setting(self) -> Setting | None:
@@ -325,7 +329,6 @@ def _plan(
         disk=[_disk(stage, [counts[case.stage, case.variant] for case in own[stage]], seeds=seeds) for stage in stages],
         data={name: _folder_bytes(folder) for name, folder in data.items()},
         cures={stage: _cure(own[stage], ask=ask) for stage in lacking},
-        shared=shared([row.case for row in rows]),
         no_energy=None if all(row.need.watts is not None for row in rows) else no_energy,
     )
 

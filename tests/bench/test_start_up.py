@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -50,11 +51,19 @@ def test_all_commands_are_run_and_nothing_is_trained(project, tmp_path, monkeypa
     assert "<= 0.2" in page
 
 
+def test_what_a_user_can_mend_is_one_line(project):
+    where = project.evidence / "mbconv-s0" / "metrics.json"
+    where.write_text("{")
+    with pytest.raises(MmsegError, match=r"a copy of this project: .*metrics.json: .*: mend it here") as told:
+        start_up._called(project.root, str(Path(sys.executable).with_name("mmseg")), "ablate", "--no-run")
+    assert "\n" not in str(told.value)
+
+
 def test_stages_recorded_as_done_are_noticed_when_they_are_not(project):
     stages = start_up.record_as_done(project)
     assert stages > 3
     (project.root / "blocks" / "new.py").write_text("")
-    with pytest.raises(MmsegError, match="dvc status"):
+    with pytest.raises(RuntimeError, match="dvc status"):
         start_up._called(project.root, sys.executable, "-m", "dvc", "status", "--quiet", str(project.pipeline))
 
 
