@@ -255,6 +255,18 @@ def only_one(lock: Path) -> Iterator[None]:
             file.truncate(0)
 
 
+def is_held(lock: Path) -> bool:
+    """Whether a process is in the block of `only_one(lock)`."""
+    try:
+        with lock.open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def _holder(file: IO[str]) -> str:
     """The process that a lock file names: it may have taken the lock and have yet to write its name."""
     for _ in range(20):

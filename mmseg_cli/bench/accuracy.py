@@ -14,8 +14,9 @@ Shapes: N = images, K = classes.
 
 from __future__ import annotations
 
+import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,7 @@ from mmseg_cli.training.stages import CODE
 
 Row = dict[str, Any]
 
+FINDING = ("hold_out", "held_out_images", "trial_seconds", "rates", "threads", "device")
 BENCH = ("bench/accuracy.py", "bench/held_out.py", "bench/peers.py")  # decides results as well
 WARMUP, ROUNDS, STEPS_A_ROUND = 1, 7, 2  # of the measurement of a step
 
@@ -205,21 +207,95 @@ class Kept:
     """Results on disk, so that an interrupted command goes on: one small file for each.
 
     Attributes:
-        folder: of this benchmark on this machine.
+        folder: of this benchmark; processes and machines may share it, and each result is made by one of them.
         settings: everything that a result depends on, besides what names it.
+        by: what makes results here, which is written into them: the environment, the threads, the device.
     """
 
     folder: Path
     settings: Row
+    by: Row
 
-    def get(self, what: Row, make: Callable[[], Any]) -> Any:
-        """The result of `what`, made now if there is none."""
-        path = self.folder / f"{fingerprint(self.settings | what)[:20]}.json"
-        if path.is_file():
-            return read_json(path, todo="remove it")["result"]
-        result = make()
-        write_json(path, what | {"result": result})
-        return result
+    def _path(self, what: Row) -> Path:
+        return self.folder / f"{fingerprint(self.settings | what)[:20]}.json"
+
+    def _lock(self, what: Row) -> Path:
+        return self._path(what).with_suffix(".lock")
+
+    def elsewhere(self, what: Row) -> bool:
+        """Whether another process is making the result of `what` just now."""
+        return not self._path(what).is_file() and runtime.is_held(self._lock(what))
+
+    def get(self, what: Row, make: Callable[[], Any]) -> Row:
+        """`result` of `what`, made now if there is none, and `by` whom it was made.
+
+        Raises:
+            MmsegError: another process is making it.
+        """
+        path, lock = self._path(what), self._lock(what)
+        if not path.is_file():
+            with runtime.only_one(lock):
+                if not path.is_file():  # made since we looked
+                    write_json(path, what | {"by": self.by, "result": make()})
+            lock.unlink(missing_ok=True)
+        found: Row = read_json(path, todo="remove it")
+        return found
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """What of each network a final run needs to know, and where that was found out.
+
+    Attributes:
+        layouts: of memory, one of LAYOUTS.
+        step_seconds: of steps in that layout.
+        trials: rows of `learning_rate`, `steps` and `miou` in percent, on the held-out images.
+        environment: in which steps were timed and rates were tried.
+        settings: of a report, about that: FINDING.
+    """
+
+    layouts: dict[str, str]
+    step_seconds: dict[str, list[float]]
+    trials: dict[str, list[Row]]
+    environment: Row
+    settings: Row
+
+    def steps(self, name: str, *, seconds: float) -> int:
+        """The steps that a network takes in so many seconds."""
+        return max(1, int(seconds / statistics.median(self.step_seconds[name])))
+
+    def rate(self, name: str) -> float:
+        """The learning rate of the best trial."""
+        best: float = max(self.trials[name], key=lambda row: row["miou"])["learning_rate"]
+        return best
+
+
+def budgets_of(report: Path, names: Iterable[str], *, wanted: Row) -> Budgets:
+    """What an earlier report found out.
+
+    Args:
+        report: an `accuracy-SECONDS.json`.
+        names: the networks that are asked for.
+        wanted: settings of the report that must be these.
+
+    Raises:
+        MmsegError: it is no such file, lacks a network, or was made with other settings.
+    """
+    todo = "name the accuracy-SECONDS.json of an earlier call with the same preset and options"
+    found = read_json(report, todo=todo)
+    try:
+        settings, environment = found["settings"], found["environment"]
+        about = {key: settings[key] for key in FINDING}
+        budgets = Budgets(found["layouts"], found["step_seconds"], found["trials"], environment, about)
+        differing = [key for key, value in wanted.items() if settings[key] != value]
+        missing = [name for name in names if name not in budgets.trials]
+    except (KeyError, TypeError):
+        raise MmsegError(report, "is no report of `mmseg bench accuracy`", todo) from None
+    if missing:
+        raise MmsegError(report, f"has no {', '.join(missing)}", "leave them out, or name another report")
+    if differing:
+        raise MmsegError(report, f"was made with another {', '.join(differing)}", todo)
+    return budgets
 
 
 def run(
@@ -235,12 +311,15 @@ def run(
     seeds: int,
     points: int,
     hold_out: str | None,
+    report: Path | None,
     device: torch.device,
     begin: Callable[[int], None],
     advance: Callable[[], None],
     note: Callable[[str], None],
 ) -> Row:
     """The whole benchmark; what is in `folder` of an interrupted call is gone on with.
+
+    Several processes may work in one folder: each makes what no other has made or is making.
 
     Args:
         params: of the preset, whose `train` section is everybody's recipe.
@@ -253,16 +332,20 @@ def run(
         seeds: final runs of each network.
         points: at how many equal parts of a final run it is judged.
         hold_out: see `held_out`.
+        report: an earlier one, whose steps a second, layouts and learning rates are taken; None to find them out.
         begin: called with the number of times that `advance` will be.
         advance: called after each part.
         note: called with a line worth keeping.
 
     Returns:
         The content of the JSON report.
+
+    Raises:
+        MmsegError: all that is left is being made by other processes; or see `recipe_of`, `held_out`, `budgets_of`.
     """
     section = recipe_of(params, variants)
     runtime.prepare_training(threads=params.runtime.threads)
-    recipe, tuning, final = Recipe(section, params, device), held_out(store, hold_out), whole(store)
+    recipe, final = Recipe(section, params, device), whole(store)
     networks = {variant: params.network_of(variant) for variant in variants}
     builders: dict[str, Callable[[], nn.Module]] = {}
     for variant in variants:
@@ -272,74 +355,105 @@ def run(
     for build in builders.values():
         with torch.device("meta"):
             build()  # what cannot be built is told before anything is trained
-    environment = environment_of(device) | peers.versions(names)
     trained_by = section.model_dump(exclude={"learning_rate", "steps", "validate_every", "checkpoint_every"})
-    common = {
-        "environment": environment,
-        "recipe": trained_by,
-        "data": fingerprint(store.manifest["splits"]),
+    by: Row = {
+        "environment": environment_of(device) | peers.versions(names),
         "threads": torch.get_num_threads(),
         "device": str(device),
-        "hold_out": hold_out,
-        "code": runtime.code_hash((*CODE, *BENCH)),
-        "runtime": params.runtime.model_dump(mode="json"),
     }
-    kept = Kept(folder, common)
-    begin(1 + len(builders) * (len(rates) + seeds))
+    machine = params.runtime.model_dump(mode="json")
+    common = {
+        "recipe": trained_by,
+        "data": fingerprint(store.manifest["splits"]),
+        "code": runtime.code_hash((*CODE, *BENCH)),
+    }
+    about = {
+        "preset": params.preset,
+        "dataset": store.title,
+        "training_images": len(final.train),
+        "judged_images": len(final.judged),
+        "recipe": json.loads(json.dumps(trained_by)),  # as a report has it
+    }
 
-    measured = kept.get(
-        {"what": "step", "networks": networks, "names": list(names)},
-        lambda: step_seconds(builders, recipe, final),
-    )
-    advance()
-    layouts, step = {}, {}
-    for name, found in measured.items():
-        step[name], layouts[name] = min((statistics.median(values), layout) for layout, values in found.items())
-
-    def trained(what: str, name: str, images: Images, *, rate: float, budget: float, points: int, seed: int) -> Row:
-        steps = max(1, int(budget / step[name]))
-        work: Row = {"steps": steps, "channels_last": layouts[name] == CHANNELS_LAST, "points": points, "seed": seed}
-        make = partial(one_run, builders[name], recipe, images, learning_rate=rate, **work)
-        of = {"what": what, "name": name, "network": networks.get(name), "rate": rate} | work
-        found = {"seed": seed, "steps": steps, "points": kept.get(of, make)}
+    def trained(kept: Kept, what: str, name: str, images: Images, **how: Any) -> Row | None:
+        """The row of a training, made here if nobody has made it; None while another process does."""
+        of = {"what": what, "name": name, "network": networks.get(name)} | how
+        if kept.elsewhere(of):
+            return None
+        found = kept.get(of, partial(one_run, builders[name], recipe, images, **how))
         advance()
-        return found
+        return {"seed": how["seed"], "steps": how["steps"], "points": found["result"], "by": found["by"]}
 
-    trials: dict[str, list[Row]] = {name: [] for name in builders}
-    for rate in rates:
-        for name in builders:
-            found = trained("trial", name, tuning, rate=rate, budget=trial_seconds, points=1, seed=0)
-            steps, miou = found["steps"], found["points"][-1]["miou"]
-            trials[name].append({"learning_rate": rate, "steps": steps, "miou": miou})
-            note(f"{name}, learning rate {rate:g}: {miou:.2f} % on the held-out images after {steps} steps")
-    chosen = {name: max(rows, key=lambda row: row["miou"])["learning_rate"] for name, rows in trials.items()}
-    runs: dict[str, list[Row]] = {name: [] for name in builders}
-    for seed in range(seeds):
-        for name in builders:
-            found = trained("run", name, final, rate=chosen[name], budget=seconds, points=points, seed=seed)
-            runs[name].append(found)
-            note(f"{name}, seed {seed}: {found['points'][-1]['miou']:.2f} % on val after {found['steps']} steps")
-    return {
-        "environment": environment,
-        "settings": {
-            "preset": params.preset,
-            "dataset": store.title,
-            "training_images": len(final.train),
-            "judged_images": len(final.judged),
-            "held_out_images": len(tuning.judged),
+    def found_out(tuning: Images) -> Budgets:
+        """Time the steps and try the rates, on this machine."""
+        kept = Kept(folder, common | by | {"hold_out": hold_out, "runtime": machine}, by)
+        step = {"what": "step", "networks": networks, "names": list(names)}
+        measured = kept.get(step, lambda: step_seconds(builders, recipe, final))["result"]
+        advance()
+        layouts = {name: min(found, key=lambda one: statistics.median(found[one])) for name, found in measured.items()}
+        times = {name: found[layouts[name]] for name, found in measured.items()}
+        finding = {
             "hold_out": hold_out,
-            "seconds": seconds,
+            "held_out_images": len(tuning.judged),
             "trial_seconds": trial_seconds,
             "rates": list(rates),
-            "seeds": seeds,
-            "points": points,
-            "recipe": trained_by,
-            "threads": torch.get_num_threads(),
-            "device": str(device),
-        },
+            "threads": by["threads"],
+            "device": by["device"],
+        }
+        budgets = Budgets(layouts, times, {name: [] for name in builders}, by["environment"], finding)
+        for rate in rates:
+            for name in builders:
+                steps, last = budgets.steps(name, seconds=trial_seconds), layouts[name] == CHANNELS_LAST
+                how = {"learning_rate": rate, "steps": steps, "points": 1, "seed": 0, "channels_last": last}
+                row = trained(kept, "trial", name, tuning, **how)
+                if row is None:
+                    raise _elsewhere(1, "learning rates are chosen by all trials")
+                miou = row["points"][-1]["miou"]
+                budgets.trials[name].append({"learning_rate": rate, "steps": steps, "miou": miou})
+                note(f"{name}, learning rate {rate:g}: {miou:.2f} % on the held-out images after {steps} steps")
+        return budgets
+
+    if report is None:
+        tuning = held_out(store, hold_out)
+        begin(1 + len(builders) * (len(rates) + seeds))
+        budgets = found_out(tuning)
+        kept = Kept(folder, common | by | {"runtime": machine}, by)
+    else:
+        budgets = budgets_of(report, builders, wanted=about)
+        begin(len(builders) * seeds)
+        kept = Kept(folder, common, by)  # whoever makes it: it is a number of steps
+    runs: dict[str, list[Row]] = {name: [] for name in builders}
+    missing = 0
+    for seed in range(seeds):
+        for name in builders:
+            how = {
+                "learning_rate": budgets.rate(name),
+                "steps": budgets.steps(name, seconds=seconds),
+                "points": points,
+                "seed": seed,
+                "channels_last": budgets.layouts[name] == CHANNELS_LAST,
+            }
+            row = trained(kept, "run", name, final, **how)
+            if row is None:
+                missing += 1
+                continue
+            runs[name].append(row)
+            note(f"{name}, seed {seed}: {row['points'][-1]['miou']:.2f} % on val after {row['steps']} steps")
+    if missing:
+        raise _elsewhere(missing, "the report needs all")
+    return {
+        "environment": budgets.environment,
+        "settings": about | budgets.settings | {"seconds": seconds, "seeds": seeds, "points": points},
         "ours": list(variants),
-        "layouts": layouts,
-        "step_seconds": {name: found[layouts[name]] for name, found in measured.items()},
-        "trials": trials,
+        "layouts": {name: budgets.layouts[name] for name in builders},
+        "step_seconds": {name: budgets.step_seconds[name] for name in builders},
+        "trials": {name: budgets.trials[name] for name in builders},
         "runs": runs,
     }
+
+
+def _elsewhere(number: int, why: str) -> MmsegError:
+    runs = "1 run is" if number == 1 else f"{number} runs are"
+    return MmsegError(
+        "bench accuracy", f"{runs} being trained by other processes, and {why}", "run it again after them"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,21 @@ def figure(result: Row, path: Path) -> None:
     pyplot.close(picture)
 
 
+def trained_elsewhere(result: Row) -> str:
+    """A sentence on the machines that trained, where they are not the one that steps were timed on; else nothing."""
+    timed = {"environment": result["environment"]} | {key: result["settings"][key] for key in ("threads", "device")}
+    makers = [run_.get("by", timed) for runs in result["runs"].values() for run_ in runs]
+    if all(maker == timed for maker in makers):
+        return ""
+    counted = Counter(
+        f"{maker['threads']} thread{'s' * (maker['threads'] != 1)} of {maker['environment']['processor']},"
+        f" torch {maker['environment']['torch']}, device {maker['environment'].get('accelerator', maker['device'])}"
+        for maker in makers
+    )
+    told = "; ".join(f"{number} by {maker}" for maker, number in sorted(counted.items()))
+    return f"The {len(makers)} runs were trained for as many steps as that machine takes: {told}."
+
+
 def markdown(result: Row, *, picture: str) -> str:
     """The report as markdown.
 
@@ -173,6 +189,7 @@ def markdown(result: Row, *, picture: str) -> str:
         "Judging is not in them. ± is the standard",
         "deviation over the seeds; differences are paired by seed, with their 95 % interval over seeds (Student's t),",
         f"and verdicts are after Holm's correction over all rows. Machine: {machine}.",
+        *filter(None, [trained_elsewhere(result)]),
         "",
         "| " + " | ".join(HEADINGS) + " |",
         "|:--|--:|:--|--:|--:|--:|--:|:--|",

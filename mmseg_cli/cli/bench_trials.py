@@ -100,6 +100,16 @@ def accuracy(
         typer.Option(help="Beginning of the names that trials are judged on; else the last fifth of all."),
     ] = None,
     points: Annotated[int, typer.Option(min=1, help="At how many equal parts of a final run val is judged.")] = 3,
+    budgets: Annotated[
+        Path | None,
+        typer.Option(
+            help="An earlier accuracy-SECONDS.json: its learning rates, and as many steps as its machine takes."
+        ),
+    ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="Folder of finished runs, which processes and machines may share; else one in .work/."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
     out: Annotated[
         Path | None, typer.Option(help="Folder of accuracy-SECONDS.md, .json, .png; else reports/bench/MACHINE.")
@@ -109,6 +119,8 @@ def accuracy(
 
     The same recipe, crops and seeds for all; the learning rate is chosen for each by equally many trials. The same
     command goes on with what was interrupted, run by run. Prepare the preset's data before.
+
+    With --budgets nothing is timed or tried: what one machine would train in longer time, others can train for it.
     """
     from mmseg_cli import runtime
     from mmseg_cli.bench import accuracy as room
@@ -122,12 +134,11 @@ def accuracy(
     section = params.section_of(ours[0], "train")
     store = open_store(paths.store(section.dataset), parameters=params.datasets[section.dataset].content())
     folder = report_folder(out)
-    work = paths.root / ".work" / f"bench-accuracy-{preset}"
+    work = keep or paths.root / ".work" / f"bench-accuracy-{preset}"
     where = runtime.pick_device(device, where="--device")
     stem = f"accuracy-{seconds:g}s"
     with (
         resumable(work, "runs that are done are kept"),
-        runtime.only_one(work / "lock"),
         screen.Screen("bench accuracy", unit="runs") as show,
     ):
         result = room.run(
@@ -142,6 +153,7 @@ def accuracy(
             seeds=seeds,
             points=points,
             hold_out=hold_out,
+            report=budgets,
             device=where,
             begin=lambda total: show.begin(total=total),
             advance=show.advance,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmseg_cli import runtime
 from mmseg_cli.bench import accuracy, accuracy_report, held_out, peers
 from mmseg_cli.data.store import open_store
 from mmseg_cli.errors import MmsegError
@@ -58,6 +59,7 @@ def compared(project, *, begin=lambda total: None, advance=lambda: None, note=la
         "seeds": 3,
         "points": 2,
         "hold_out": None,
+        "report": None,
         "device": CPU,
         "begin": begin,
         "advance": advance,
@@ -105,6 +107,56 @@ def test_what_is_done_is_not_done_again(prepared, small, monkeypatch):
     assert compared(prepared) == first
     with pytest.raises(AssertionError, match="trained again"):
         compared(prepared, seeds=4)
+
+
+def test_another_machine_trains_what_a_report_s_machine_would(prepared, small, monkeypatch):
+    first = compared(prepared)
+    report = prepared / "accuracy.json"
+    report.write_text(json.dumps(first))
+    monkeypatch.setattr(accuracy, "step_seconds", None)  # nothing is timed
+
+    def elsewhere(device):
+        return {"processor": "Another", "torch": "1.0"}
+
+    monkeypatch.setattr(accuracy, "environment_of", elsewhere)
+    later = compared(prepared, report=report, hold_out="not looked at", rates=[1.0], trial_seconds=9.0)
+    for name, runs in later["runs"].items():
+        assert [run["points"] for run in runs] == [run["points"] for run in first["runs"][name]]
+        assert {run["by"]["environment"]["processor"] for run in runs} == {"Another"}
+    assert {key: later[key] for key in later if key != "runs"} == {key: first[key] for key in first if key != "runs"}
+    assert accuracy_report.trained_elsewhere(first) == ""
+    said = f"The 9 runs were trained for as many steps as that machine takes: 9 by {torch.get_num_threads()} thread"
+    assert said in accuracy_report.markdown(later, picture="x.png")
+    longer = compared(prepared, report=report, seconds=0.2, variants=["mmbconv"], seeds=1)
+    assert [run["steps"] for run in longer["runs"]["mmbconv"]] == [10]
+
+    with pytest.raises(MmsegError, match=r"accuracy.json: has no torchvision-lraspp: leave them out"):
+        compared(prepared, report=report, names=["torchvision-lraspp"])
+    report.write_text(json.dumps(first | {"settings": first["settings"] | {"preset": "paper"}}))
+    with pytest.raises(MmsegError, match=r"accuracy.json: was made with another preset: name the"):
+        compared(prepared, report=report)
+    report.write_text("{}")
+    with pytest.raises(MmsegError, match=r"accuracy.json: is no report of `mmseg bench accuracy`"):
+        compared(prepared, report=report)
+
+
+def test_processes_share_the_work_and_none_is_done_twice(prepared, small):
+    first = compared(prepared)
+    kept = [file for file in (prepared / "kept").iterdir() if json.loads(file.read_text())["what"] == "run"]
+    taken, *others = kept
+    taken.unlink()
+    before = {file: file.stat().st_mtime_ns for file in others}
+    lines = []
+    with (
+        runtime.only_one(taken.with_suffix(".lock")),
+        pytest.raises(MmsegError, match="1 run is being trained by other processes, and the report needs all"),
+    ):
+        compared(prepared, note=lines.append)
+    assert len(lines) == len(first["trials"]) * 2 + len(others)  # it went on with the rest
+    assert compared(prepared) == first
+    assert taken.is_file()
+    assert before == {file: file.stat().st_mtime_ns for file in others}
+    assert not list((prepared / "kept").glob("*.lock"))
 
 
 def test_a_part_of_a_split_holds_its_items_and_survives_a_worker(prepared):
