@@ -423,6 +423,44 @@ class Runtime(Section):
     validation_batch: Positive
 
 
+class Needs(Section):
+    """What one stage takes of a machine while it runs; `alone` is a machine on which nothing else of the grid runs.
+
+    `gpus: auto` is one where `runtime.device` means a GPU, as many as `runtime.devices` says, else none.
+    """
+
+    gpus: Annotated[int, Field(ge=0)] | Literal["auto"]
+    cpus: Positive
+    memory_gib: Annotated[Real, Field(gt=0)]
+    alone: bool = False
+
+
+class Execution(Section):
+    """How `mmseg ablate --executor` spreads the stages. None of it changes what is computed.
+
+    `needs` are those of a kind of stage, such as `train`; kinds that are not named have those of `other`. A stage whose
+    machine was lost, or that was stopped by a signal, is tried again `retries` times without a step gained in between.
+    `clones` is a folder of each machine for clones of the project, where machines share no folder; `save_minutes` is
+    what a stage gets to save when it is stopped. `slurm` are further parameters of submitit, such as `partition`.
+    """
+
+    needs: dict[Name, Needs]
+    retries: Annotated[int, Field(ge=0)]
+    clones: str | None
+    save_minutes: Positive
+    slurm: dict[Name, str | int | bool]
+
+    @model_validator(mode="after")
+    def _has_other(self) -> Execution:
+        if "other" not in self.needs:
+            raise ValueError("needs.other is missing: what stages need that are not named")
+        return self
+
+    def needs_of(self, kind: str) -> Needs:
+        """What a stage needs, by its kind: its name up to the `@`."""
+        return self.needs.get(kind, self.needs["other"])
+
+
 class Tracking(Section):
     """The MLflow mirror. `uri: null` is MLFLOW_TRACKING_URI or the project's own `mlflow.db`."""
 
@@ -447,6 +485,7 @@ class Params(Section):
     cost: CostSection
     ablate: Ablate
     runtime: Runtime
+    execution: Execution
     tracking: Tracking
 
     @model_validator(mode="after")

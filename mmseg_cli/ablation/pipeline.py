@@ -1,24 +1,17 @@
-"""`mmseg ablate`: write the wanted grid into the preset's parameters and let DVC run what is missing."""
+"""`mmseg ablate`: write the wanted grid into the preset's parameters, from which DVC sees what is missing."""
 
 from __future__ import annotations
 
 import io
-import os
-import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmseg_cli.ablation.axes import Entry, entry_of
-from mmseg_cli.errors import INTERRUPTED, Interrupted, MmsegError
+from mmseg_cli.errors import MmsegError
 from mmseg_cli.files import write_text
 from mmseg_cli.params import Params, load
 from mmseg_cli.paths import Paths
-
-LAST_SIGNAL = 64  # DVC has codes of its own above: 253 outside a repository, 255 for a failed stage
 
 
 @dataclass(frozen=True)
@@ -124,41 +117,3 @@ def write_grid(paths: Paths, change: GridChange) -> Params:
     params = checked_grid(change)
     write_text(paths.params, change.text)
     return params
-
-
-def _program(name: str) -> str:
-    """A program beside this interpreter, or on PATH."""
-    beside = Path(sys.executable).with_name(name)
-    found = str(beside) if beside.is_file() else shutil.which(name)
-    if found is None:
-        raise MmsegError(name, "is not installed", f"run `pip install {name}`")
-    return found
-
-
-def repro(paths: Paths) -> None:
-    """Run `dvc repro` on the preset's pipeline; its output goes to the screen.
-
-    Raises:
-        MmsegError: called inside a DVC stage, DVC is missing, or a stage failed.
-        Interrupted: Ctrl-C.
-    """
-    if "DVC_STAGE" in os.environ:
-        raise MmsegError("mmseg ablate", "called inside a DVC stage", "use `mmseg ablate --no-run` there")
-    scripts = str(Path(sys.executable).parent)
-    environment = {**os.environ, "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")])}
-    pipeline = paths.pipeline.relative_to(paths.root)
-    with subprocess.Popen([_program("dvc"), "repro", str(pipeline)], cwd=paths.root, env=environment) as process:
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:  # DVC and its stage got it as well; let them save and end
-            process.wait()
-            raise Interrupted(pipeline, signal.SIGINT, "stopped by SIGINT") from None
-        except SystemExit:  # SIGTERM came to us alone; where the kernel can, DVC's end ends its stage, which saves
-            process.terminate()
-            raise
-    if code < 0:
-        raise Interrupted(pipeline, -code, f"dvc was ended by signal {-code}")
-    if INTERRUPTED < code <= INTERRUPTED + LAST_SIGNAL:
-        raise Interrupted(pipeline, code - INTERRUPTED, "dvc was interrupted")
-    if code:
-        raise MmsegError(pipeline, f"dvc repro ended with exit code {code}", "see the lines above, then run this again")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
@@ -47,6 +47,20 @@ def ablate(
     no_run: Annotated[
         bool, typer.Option("--no-run", help="Only build the tables from the evidence that is there.")
     ] = False,
+    executor: Annotated[
+        Literal["local", "ray", "slurm"] | None,
+        typer.Option(
+            help="Run stages side by side: on this machine, a Ray cluster or Slurm. See docs/many-machines.md."
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of --executor: the most stages at once; local: one for each GPU if left out."),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Of --executor ray: the cluster's; else the one found here.")
+    ] = None,
+    status: Annotated[bool, typer.Option("--status", help="Only show how far the grid of an --executor is.")] = False,
     power: Annotated[
         float | None,
         typer.Option(
@@ -54,15 +68,27 @@ def ablate(
         ),
     ] = None,
 ) -> None:
-    """Run what is missing of the grid (through `dvc repro`), then write and print the ablation table.
+    """Run what is missing of the grid (through DVC), then write and print the ablation table.
 
     A changed grid is shown, and written into the preset's params.yaml. What was trained before is not trained again.
     """
     paths, params = load(preset)
     axes_given = any(value for value in (blocks, layouts, starts, set_, match, seeds))
-    for option, given in (("--no-run", no_run), ("--power", power is not None)):
+    only = {"--no-run": no_run, "--power": power is not None, "--status": status}
+    for option, given in only.items():
         if given and axes_given:
             raise MmsegError(option, "is about params.yaml's grid", "leave out the options that change the grid")
+    alone = [option for option, given in {**only, "--executor": executor is not None}.items() if given]
+    if len(alone) > 1:
+        raise MmsegError(" and ".join(alone), "do not go together", "give one of them")
+    if executor is None and (jobs is not None or address is not None):
+        option = "--jobs" if jobs is not None else "--address"
+        raise MmsegError(option, "is of an executor", "name one, as in `mmseg ablate --executor local --jobs 2`")
+    if status:
+        from mmseg_cli.cli import execution
+
+        execution.status(paths)
+        return
     if power is not None:
         if not math.isfinite(power):
             raise MmsegError("--power", f"{power} is no gap in points", "give a number, such as 0.5")
@@ -80,9 +106,14 @@ def ablate(
         params = _with_grid(
             paths, params, blocks=blocks, layouts=layouts, starts=starts, settings=set_ or [], match=match, seeds=seeds
         )
-        from mmseg_cli.ablation import pipeline
+        if executor is None:
+            from mmseg_cli.execution import dvc
 
-        pipeline.repro(paths)
+            dvc.repro(paths)
+        else:
+            from mmseg_cli.cli import execution
+
+            execution.run(paths, params, executor=executor, jobs=jobs, address=address)
         evidence = report.collect(paths, params)  # the stage `ablate` has built the files of it
         built = report.Report(paths.reports, evidence, rows.rows(evidence))
         examples = _found(paths)

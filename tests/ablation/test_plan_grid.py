@@ -8,8 +8,9 @@ import pytest
 
 from mmseg_cli import paths as places
 from mmseg_cli.ablation import axes
-from mmseg_cli.ablation.pipeline import plan_grid, repro, write_grid
+from mmseg_cli.ablation.pipeline import plan_grid, write_grid
 from mmseg_cli.errors import MmsegError
+from mmseg_cli.execution import dvc
 from mmseg_cli.names import LADDER
 from mmseg_cli.params import load
 
@@ -329,4 +330,4 @@ def test_a_grid_that_cannot_be_read_back_is_not_kept(clone):
 def test_dvc_is_not_called_from_inside_dvc(clone, monkeypatch):
     monkeypatch.setenv("DVC_STAGE", "ablate")
     with pytest.raises(MmsegError, match="called inside a DVC stage: use `mmseg ablate --no-run` there"):
-        repro(places.find(preset="demo"))
+        dvc.repro(places.find(preset="demo"))

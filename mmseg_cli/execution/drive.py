@@ -1,0 +1,170 @@
+"""Run what is missing of a grid: hand ready stages to an engine, see what becomes of them, keep a status on disk."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mmseg_cli.errors import MmsegError
+from mmseg_cli.execution import dvc, progress
+from mmseg_cli.execution.engine import Ended, Engine
+from mmseg_cli.execution.jobs import Job, Jobs, State
+from mmseg_cli.files import read_json, write_json
+from mmseg_cli.params import Needs, Params
+from mmseg_cli.paths import Paths
+
+LOOK_SECONDS = 2.0  # between two looks at how far the trainings are
+MINUTE = 60.0
+
+
+def folder(paths: Paths) -> Path:
+    """Where the preset's grid keeps its status, its lock and the logs of its stages."""
+    return paths.root / ".work" / "execution" / paths.preset
+
+
+def lock(paths: Paths) -> Path:
+    """Held while a grid runs: a second one would run the same stages."""
+    return folder(paths) / "lock"
+
+
+def status_file(paths: Paths) -> Path:
+    """The status, for `mmseg ablate --status`."""
+    return folder(paths) / "status.json"
+
+
+def log_of(paths: Paths, stage: str) -> Path:
+    """What a stage printed."""
+    return folder(paths) / f"{dvc.name_of(stage)}.log"
+
+
+def needs_of(params: Params, stage: str, *, gpus: int | None) -> Needs:
+    """What a stage needs, with `gpus: auto` made a number.
+
+    Args:
+        gpus: how many there are at hand; None where that is not known before.
+    """
+    needs = params.execution.needs_of(dvc.kind_of(stage))
+    if needs.gpus != "auto":
+        return needs
+    device, devices = params.runtime.device, params.runtime.devices
+    on_gpu = device.startswith("cuda") or (device == "auto" and (gpus is None or gpus > 0))
+    return needs.model_copy(update={"gpus": (1 if devices == "auto" else devices) if on_gpu else 0})
+
+
+def jobs_of(graph: dvc.Graph, paths: Paths, params: Params, *, gpus: int | None) -> Jobs:
+    """The stages of a graph that DVC would run, as jobs; see `needs_of` for `gpus`."""
+    jobs = Jobs(retries=params.execution.retries)
+    for stage, before in graph.to_run().items():
+        needs = needs_of(params, stage, gpus=gpus)
+        jobs.of[stage] = Job(stage, before, graph.before[stage], needs, str(log_of(paths, stage)))
+    return jobs
+
+
+@dataclass(frozen=True)
+class Status:
+    """A grid as its driver last wrote it down.
+
+    Attributes:
+        engine: its name.
+        machine: of the driver.
+        began: seconds since 1970.
+        written: likewise.
+        jobs: all of them.
+    """
+
+    engine: str
+    machine: str
+    began: float
+    written: float
+    jobs: list[Job]
+
+    def write(self, path: Path) -> None:
+        """Replace the file."""
+        told: dict[str, Any] = {"engine": self.engine, "machine": self.machine, "began": self.began}
+        write_json(path, told | {"written": self.written, "jobs": [job.told() for job in self.jobs]})
+
+    @classmethod
+    def read(cls, path: Path) -> Status:
+        """From the file.
+
+        Raises:
+            MmsegError: it holds something else.
+        """
+        told = read_json(path, todo="remove it")
+        try:
+            return cls(**{**told, "jobs": [Job.of(job) for job in told["jobs"]]})
+        except (KeyError, TypeError, ValueError):
+            raise MmsegError(path, "is no status of a grid", "remove it") from None
+
+
+Show = Callable[[Status], None]  # is given the status after each change, and every LOOK_SECONDS
+
+
+def drive(jobs: Jobs, engine: Engine, *, paths: Paths, params: Params, show: Show) -> None:
+    """Run all jobs to their end; a job that fails leaves out what comes after it, and nothing else.
+
+    Whatever ends this (Ctrl-C, SIGTERM, an error) lets what runs save, and leaves no process behind.
+    """
+    status = Status(engine.name, platform.node(), time.time(), time.time(), list(jobs))
+    looked = 0.0
+    try:
+        while not jobs.finished:
+            changed = _submit(jobs, engine)
+            for ended in engine.ended():
+                _settle(jobs, ended)
+                changed = True
+            if changed or time.monotonic() - looked > LOOK_SECONDS:
+                looked = time.monotonic()
+                _look(jobs, engine, paths=paths, params=params)
+                status = _tell(status, paths, show)
+    except BaseException:
+        engine.stop(seconds=MINUTE * params.execution.save_minutes)
+        for job in jobs:
+            if job.state is State.RUNNING:
+                jobs.stopped(job)
+        _tell(status, paths, show)
+        raise
+    _tell(status, paths, show)
+
+
+def _tell(status: Status, paths: Paths, show: Show) -> Status:
+    now = replace(status, written=time.time())
+    now.write(status_file(paths))
+    show(now)
+    return now
+
+
+def _submit(jobs: Jobs, engine: Engine) -> bool:
+    """Hand over what is ready; whether there was any."""
+    handed = False
+    for job in jobs.ready():
+        if engine.takes(job):
+            jobs.begin(job)
+            engine.submit(job)
+            handed = True
+    return handed
+
+
+def _settle(jobs: Jobs, ended: Ended) -> None:
+    """What becomes of a job that ended."""
+    job = jobs.of[ended.stage]
+    if ended.code == 0:
+        jobs.done(job)
+    elif ended.code is None or dvc.is_interruption(ended.code):
+        jobs.lost(job, ended.why)
+    else:
+        jobs.fail(job, ended.why)
+
+
+def _look(jobs: Jobs, engine: Engine, *, paths: Paths, params: Params) -> None:
+    """Note where jobs run and how far they are."""
+    for stage, news in engine.news().items():
+        job = jobs.of[stage]
+        job.machine = news.machine or job.machine
+        found = news.progress or progress.of(paths, params, stage, since=job.began or 0.0)
+        if found is not None:
+            jobs.reached(job, step=found.step, steps=found.steps, loss=found.loss)

@@ -1,0 +1,133 @@
+"""Stages side by side on this machine, each with GPUs of its own."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmseg_cli.errors import MmsegError
+from mmseg_cli.execution import stage
+from mmseg_cli.execution.engine import Ended, News
+from mmseg_cli.execution.jobs import Job
+
+PAUSE_SECONDS = 0.1  # between two looks at what runs
+GPUS, THREADS = "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"
+
+
+def gpus_here() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get(GPUS)
+    if named is not None:
+        return [name for name in named.split(",") if name.strip() and name.strip() != "-1"]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+@dataclass(frozen=True)
+class Running:
+    """A stage that runs: its process, the GPUs it has and where its output begins in the log."""
+
+    process: subprocess.Popen[bytes]
+    job: Job
+    gpus: list[str]
+    log_start: int
+
+
+class Local:
+    """An engine that runs `jobs` stages at once.
+
+    Args:
+        root: the project's folder.
+        jobs: how many at once.
+        gpus: names of this machine's, each of which one stage has at a time.
+    """
+
+    name = "local"
+
+    def __init__(self, root: Path, *, jobs: int, gpus: Sequence[str]) -> None:
+        self.root, self.jobs, self.gpus = root, jobs, list(gpus)
+        self.running: dict[str, Running] = {}
+
+    def require(self, job: Job) -> None:
+        """Raise MmsegError where this machine can never give a stage what it needs."""
+        wanted = int(job.needs.gpus)
+        if wanted > len(self.gpus):
+            what = f"{job.stage} needs {wanted} GPUs, and {len(self.gpus)} are here"
+            raise MmsegError("execution.needs", what, "lower it, or use --executor ray or slurm")
+
+    def takes(self, job: Job) -> bool:
+        """Whether there is a place, and GPUs, for it; one that must be alone has the machine to itself."""
+        if any(one.job.needs.alone for one in self.running.values()):
+            return False
+        if job.needs.alone and self.running:
+            return False
+        return len(self.running) < self.jobs and int(job.needs.gpus) <= len(self._free())
+
+    def _free(self) -> list[str]:
+        taken = {name for one in self.running.values() for name in one.gpus}
+        return [name for name in self.gpus if name not in taken]
+
+    def submit(self, job: Job) -> None:
+        """Start its process."""
+        gpus = self._free()[: int(job.needs.gpus)]
+        environment = {**os.environ, GPUS: ",".join(gpus)}
+        environment.setdefault(THREADS, str(job.needs.cpus))  # or each takes all cores, and they wait for each other
+        log = Path(job.log)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        start = log.stat().st_size if log.is_file() else 0
+        process = subprocess.Popen(
+            stage.command(self.root, job.stage, log=log),
+            cwd=self.root,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C comes to us, and `stop` passes it on
+        )
+        self.running[job.stage] = Running(process, job, gpus, start)
+
+    def ended(self) -> list[Ended]:
+        """Look at all that runs."""
+        found = []
+        for address, one in list(self.running.items()):
+            code = one.process.poll()
+            if code is None:
+                continue
+            del self.running[address]
+            found.append(_ended(one, code))
+        if not found:
+            time.sleep(PAUSE_SECONDS)
+        return found
+
+    def news(self) -> dict[str, News]:
+        """All runs on this machine, in this folder."""
+        return {address: News(platform.node()) for address in self.running}
+
+    def stop(self, *, seconds: float) -> None:
+        """SIGINT to all, and SIGKILL to those that take too long, whose stages then end by the kernel's SIGTERM."""
+        for one in self.running.values():
+            one.process.send_signal(signal.SIGINT)
+        deadline = time.monotonic() + seconds
+        for one in self.running.values():
+            try:
+                one.process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                one.process.kill()
+                one.process.wait()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _ended(one: Running, code: int) -> Ended:
+    address, log = one.job.stage, Path(one.job.log)
+    if code == 0:
+        return Ended(address, 0, "")
+    if code < 0:
+        return Ended(address, None, f"its process was ended by {signal.Signals(-code).name}")
+    return Ended(address, None if code == stage.LOST else code, stage.why(log, start=one.log_start, code=code))

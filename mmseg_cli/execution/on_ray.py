@@ -1,0 +1,314 @@
+"""Stages on the machines of a Ray cluster, which share the project's folder or have clones of it.
+
+What Ray does that this has to know (2.60): its workers block SIGINT, which processes that they start inherit; a task
+that waits in `ray.get` gives its CPUs to another one meanwhile; a task that is given to a node between its death and
+the moment when Ray notices (up to 15 s later) is lost without a word; the memory that a task asks for is counted, not
+enforced.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmseg_cli.errors import MmsegError
+from mmseg_cli.execution import clone, dvc, progress, stage
+from mmseg_cli.execution.engine import Ended, News
+from mmseg_cli.execution.jobs import Job
+from mmseg_cli.execution.local import Local
+from mmseg_cli.params import Params
+from mmseg_cli.params import load as load_params
+from mmseg_cli.paths import Paths
+
+SETTLE_SECONDS = 20.0  # after a loss, before anything is handed over again: Ray may not have noticed the node's death
+STUCK_SECONDS = 120.0  # a task that was not begun though there is room for it is lost
+TELL_SECONDS = 2.0  # between two reports of a task
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a task needs to know, on another machine."""
+
+    paths: Paths
+    stage: str
+    log: Path
+    save_seconds: float
+    parcel: clone.Parcel | None  # where the machine has a clone of its own
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a task returns."""
+
+    code: int
+    why: str
+    log: bytes
+    parcel: clone.Parcel | None
+
+
+class Told:
+    """An actor beside the driver: where stages run and how far they are, and which are to stop."""
+
+    def __init__(self) -> None:
+        self.news: dict[str, News] = {}
+        self.stopping = False
+
+    def tell(self, stage: str, news: News) -> bool:
+        """Take news of a stage; whether it is to stop."""
+        self.news[stage] = news
+        return self.stopping
+
+    def heard(self) -> dict[str, News]:
+        """The newest news of all."""
+        return self.news
+
+    def forget(self, stage: str) -> None:
+        """It ended, or is tried again."""
+        self.news.pop(stage, None)
+
+    def stop(self) -> None:
+        """Have all that runs save and end."""
+        self.stopping = True
+
+
+def work(of: Work, told: Any) -> Outcome:
+    """The task: run a stage on this machine, in the shared folder or in a clone."""
+    machine = platform.node()
+    answer = told.tell.remote(of.stage, News(machine)).future()  # never waited for: see the head of this module
+    paths, log, begun = of.paths, of.log, time.time()
+    if of.parcel is not None:
+        try:
+            paths = clone.unpack(of.parcel)
+        except MmsegError as error:
+            return Outcome(error.exit_code, f"{error} (on {machine})", b"", None)
+        log = paths.root / of.log.relative_to(of.paths.root)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    start = log.stat().st_size if log.is_file() else 0
+    process = subprocess.Popen(
+        stage.command(paths.root, of.stage, log=log),
+        cwd=paths.root,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        params = load_params(paths.params)
+        asked: float | None = None
+        while process.poll() is None:
+            time.sleep(TELL_SECONDS if asked is None else 0.2)
+            if asked is not None:
+                if time.monotonic() - asked > of.save_seconds:
+                    process.kill()
+            elif answer.done():
+                if answer.result():
+                    asked = time.monotonic()
+                    process.send_signal(signal.SIGTERM)
+                found = progress.of(paths, params, of.stage, since=begun)
+                answer = told.tell.remote(of.stage, News(machine, found)).future()
+        code = process.wait()
+    except BaseException:  # the task was cancelled, or the driver's node is gone
+        process.send_signal(signal.SIGTERM)
+        process.wait(of.save_seconds)
+        raise
+    why = "" if code == 0 else f"{stage.why(log, start=start, code=code)} (on {machine})"
+    parcel = None
+    if code == 0 and of.parcel is not None:
+        try:
+            parcel = clone.pack(paths, of.parcel, of.stage)
+        except MmsegError as error:
+            code, why = error.exit_code, f"{error} (on {machine})"
+    return Outcome(code, why, log.read_bytes()[start:], parcel)
+
+
+class OnRay:
+    """An engine on a Ray cluster.
+
+    Args:
+        jobs: the most that are handed over at once; None leaves it to the cluster's room.
+        address: of the cluster; None takes the one of RAY_ADDRESS or of this machine, else makes one of this machine.
+
+    Raises:
+        MmsegError: Ray is not installed, or there is no such cluster.
+    """
+
+    name = "ray"
+
+    def __init__(self, paths: Paths, params: Params, *, jobs: int | None, address: str | None) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise MmsegError("--executor ray", "ray is not installed", "run `pip install mmseg-cli[ray]`") from None
+        self.paths, self.params, self.jobs = paths, params, jobs
+        self.ours = not ray.is_initialized()  # a test has begun one in this process
+        if self.ours:
+            handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+            try:
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                what = f"no cluster can be reached ({' '.join(str(error).split())[:160]})"
+                raise MmsegError("--address", what, "start one by `ray start --head`, or leave --address out") from None
+            finally:
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+        self.folder = params.execution.clones
+        self.source = clone.source_of(paths) if self.folder is not None else None
+        self.home = Local(paths.root, jobs=1, gpus=[])  # where there are clones: see clone.SMALL_KINDS
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        )
+        self.told: Any = ray.remote(Told).options(num_cpus=0, scheduling_strategy=here).remote()
+        self.task = ray.remote(work)
+        self.refs: dict[Any, Job] = {}
+        self.heard: dict[str, News] = {}
+        self.made: list[str] = []  # in clones
+        self.quiet_until = 0.0
+
+    def gpus(self) -> int:
+        """How many the cluster has."""
+        import ray
+
+        return int(ray.cluster_resources().get("GPU", 0))
+
+    def require(self, job: Job) -> None:
+        """Raise MmsegError where no node of the cluster has what a stage needs."""
+        nodes = _nodes()
+        needs, memory = job.needs, job.needs.memory_gib * GIB
+        for node in nodes:
+            fits = node.get("CPU", 0) >= needs.cpus and node.get("GPU", 0) >= int(needs.gpus)
+            if fits and node.get("memory", 0) >= memory:
+                return
+        told = ", ".join(
+            f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs, {node.get('memory', 0) / GIB:.1f} GiB"
+            for node in nodes
+        )
+        what = f"{job.stage} needs {needs.cpus} CPUs, {needs.gpus} GPUs and {needs.memory_gib:g} GiB, no node has them"
+        raise MmsegError("execution.needs", f"{what} ({told})", "lower them, or add a machine")
+
+    def takes(self, job: Job) -> bool:
+        """Ray has a queue of its own; one is kept from what is handed over just after a loss."""
+        if self._at_home(job):
+            return self.home.takes(job)
+        return time.monotonic() >= self.quiet_until and (self.jobs is None or len(self.refs) < self.jobs)
+
+    def _at_home(self, job: Job) -> bool:
+        return self.source is not None and dvc.kind_of(job.stage) in clone.SMALL_KINDS
+
+    def submit(self, job: Job) -> None:
+        """Hand a task over."""
+        if self._at_home(job):
+            self.home.submit(job)
+            return
+        needs = job.needs
+        cpus = max((node.get("CPU", 0) for node in _nodes()), default=1) if needs.alone else needs.cpus
+        parcel = None
+        if self.source is not None and self.folder is not None:
+            parcel = clone.parcel_for(
+                self.paths, job.stage, before=sorted(job.inputs), source=self.source, folder=self.folder
+            )
+        given = Work(self.paths, job.stage, Path(job.log), 60.0 * self.params.execution.save_minutes, parcel)
+        options = {"num_cpus": cpus, "num_gpus": int(needs.gpus), "memory": int(needs.memory_gib * GIB)}
+        self.refs[self.task.options(max_retries=0, **options).remote(given, self.told)] = job
+
+    def ended(self) -> list[Ended]:
+        """Ask Ray which tasks are done, for a fraction of a second."""
+        import ray
+
+        at_home = self.home.ended() if self.home.running or not self.refs else []
+        if not self.refs:
+            return at_home
+        done, _ = ray.wait(list(self.refs), num_returns=len(self.refs), timeout=0.2, fetch_local=True)
+        found = at_home
+        for ref in done:
+            job = self.refs.pop(ref)
+            self._forget(job)
+            found.append(self._outcome(ref, job))
+        return found + self._stuck()
+
+    def _outcome(self, ref: Any, job: Job) -> Ended:
+        import ray
+
+        try:
+            outcome: Outcome = ray.get(ref)
+        except ray.exceptions.RayError as error:
+            self.quiet_until = time.monotonic() + SETTLE_SECONDS
+            return Ended(job.stage, None, f"its machine was lost ({type(error).__name__})")
+        if self.source is not None:
+            log = Path(job.log)
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("ab") as file:
+                file.write(outcome.log)
+            if outcome.parcel is not None:
+                clone.receive(self.paths, outcome.parcel)
+                self.made.append(job.stage)
+        if outcome.code < 0:
+            return Ended(job.stage, None, f"its process was ended by {signal.Signals(-outcome.code).name}")
+        return Ended(job.stage, None if outcome.code == stage.LOST else outcome.code, outcome.why)
+
+    def _stuck(self) -> list[Ended]:
+        """Tasks that nobody began though the cluster has had room for them for long."""
+        import ray
+
+        room, now = ray.available_resources(), time.time()
+        found = []
+        for ref, job in list(self.refs.items()):
+            needs = job.needs
+            fits = room.get("CPU", 0) >= needs.cpus and room.get("GPU", 0) >= int(needs.gpus)
+            if job.stage in self.heard or needs.alone or not fits or now - (job.began or now) < STUCK_SECONDS:
+                continue
+            ray.cancel(ref, force=True)
+            del self.refs[ref]
+            found.append(Ended(job.stage, None, "the cluster did not begin it"))
+        return found
+
+    def _forget(self, job: Job) -> None:
+        import ray
+
+        self.heard.pop(job.stage, None)
+        ray.get(self.told.forget.remote(job.stage))
+
+    def news(self) -> Mapping[str, News]:
+        """What the tasks told."""
+        import ray
+
+        self.heard = dict(ray.get(self.told.heard.remote()))
+        waiting = {job.stage: News("") for job in self.refs.values()}
+        heard = {name: news for name, news in self.heard.items() if name in waiting}
+        return waiting | heard | self.home.news()
+
+    def stop(self, *, seconds: float) -> None:
+        """Cancel what waits, tell what runs, and wait for it."""
+        import ray
+
+        self.home.stop(seconds=seconds)
+        ray.get(self.told.stop.remote())
+        self.news()
+        for ref, job in self.refs.items():
+            if job.stage not in self.heard:
+                ray.cancel(ref, force=True)
+        if self.refs:
+            ray.wait(list(self.refs), num_returns=len(self.refs), timeout=seconds)
+
+    def close(self) -> None:
+        """Leave the cluster, which goes on; what was made in clones is laid out here as well."""
+        import ray
+
+        if self.made:
+            clone.pull(self.paths, self.made)
+        if self.ours:
+            ray.shutdown()
+        else:
+            ray.kill(self.told)
+
+
+def _nodes() -> list[dict[str, float]]:
+    """What each living node of the cluster has in all."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
