@@ -40,7 +40,8 @@ class Work:
         start = self.log.stat().st_size if self.log.is_file() else 0
         command = stage.command(self.root, self.stage, log=self.log, told=self.told)
         self.process = subprocess.Popen(command, cwd=self.root, stdin=subprocess.DEVNULL, start_new_session=True)
-        code = self.process.wait()
+        while (code := self.process.poll()) is None:  # `wait` would hold a lock that `checkpoint` needs
+            time.sleep(PAUSE_SECONDS)
         return code, "" if code == 0 else stage.why(self.log, start=start, code=code)
 
     def checkpoint(self) -> Any:
@@ -49,10 +50,10 @@ class Work:
 
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(self.save_seconds)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
+            deadline = time.monotonic() + self.save_seconds
+            while self.process.poll() is None and time.monotonic() < deadline:
+                time.sleep(PAUSE_SECONDS)
+            self.process.kill()
         return DelayedSubmission(Work(self.root, self.stage, self.log, self.told, self.save_seconds))
 
 
@@ -71,7 +72,7 @@ class OnSlurm:
 
     def __init__(self, paths: Paths, params: Params, *, jobs: int | None, cluster: str = "slurm") -> None:
         try:
-            import submitit
+            import submitit  # noqa: F401
         except ImportError:
             raise MmsegError(
                 "--executor slurm", "submitit is not installed", "run `pip install mmseg-cli[slurm]`"
@@ -80,13 +81,19 @@ class OnSlurm:
             raise MmsegError("execution.clones", "is not for Slurm, whose nodes share a folder", "set it to null")
         self.paths, self.params, self.jobs, self.cluster = paths, params, jobs, cluster
         self.folder = drive.folder(paths) / "slurm"
+        self._executor()  # or there is no Slurm
+        self.handed: dict[str, tuple[Any, Job]] = {}
+        self.looked = 0.0
+
+    def _executor(self) -> Any:
+        """A new one for each job: parameters that were set on one stay set."""
+        import submitit
+
         try:
-            self.executor: Any = submitit.AutoExecutor(folder=self.folder, cluster=cluster)
+            return submitit.AutoExecutor(folder=self.folder, cluster=self.cluster)
         except RuntimeError as error:
             what = f"there is no Slurm here ({' '.join(str(error).split())[:120]})"
             raise MmsegError("--executor slurm", what, "call it where `sbatch` is, or use another executor") from None
-        self.handed: dict[str, tuple[Any, Job]] = {}
-        self.looked = 0.0
 
     def require(self, job: Job) -> None:
         """Slurm itself refuses what no partition has."""
@@ -110,12 +117,13 @@ class OnSlurm:
         }
         own = {f"slurm_{key}": value for key, value in self.params.execution.slurm.items()}
         if self.cluster == "slurm":
-            given |= {"slurm_signal_delay_s": 60 * minutes, "slurm_exclusive": needs.alone} | own
+            given |= {"slurm_signal_delay_s": 60 * minutes} | ({"slurm_exclusive": True} if needs.alone else {}) | own
+        executor = self._executor()
         try:
-            self.executor.update_parameters(**given)
+            executor.update_parameters(**given)
             self._told(job).unlink(missing_ok=True)
             work = Work(self.paths.root, job.stage, Path(job.log), self._told(job), 60.0 * minutes)
-            self.handed[job.stage] = self.executor.submit(work), job
+            self.handed[job.stage] = executor.submit(work), job
         except (NameError, ValueError, TypeError, subprocess.CalledProcessError, RuntimeError) as error:
             what = f"Slurm does not take {dvc.name_of(job.stage)} ({' '.join(str(error).split())[:200]})"
             raise MmsegError("execution.slurm", what, "correct it, or execution.needs") from None

@@ -7,7 +7,8 @@ import pytest
 import trees
 
 from mmseg_cli import paths as places
-from mmseg_cli.ablation import examples, match, pipeline, report
+from mmseg_cli.ablation import examples, match, report
+from mmseg_cli.execution import dvc
 from mmseg_cli.params import load
 
 
@@ -20,7 +21,7 @@ def ran(monkeypatch):
         calls.append(load(paths.params).ablate.variants)
         made.make(paths, load(paths.params))
 
-    monkeypatch.setattr(pipeline, "repro", repro)
+    monkeypatch.setattr(dvc, "repro", repro)
     return calls
 
 
@@ -148,3 +149,38 @@ def test_the_baseline_may_be_a_matched_row(prepared, ran, solved, mmseg, change_
     mmseg("ablate", "--blocks", "even,residual", "--match", "macs")
     assert solved == [("macs", "mbconv", "residual")]
     assert ran == [["even", "residual", "residual-macs"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--jobs", "2"], "--jobs: is of an executor: name one, as in `mmseg ablate --executor local --jobs 2`"),
+        (["--address", "here:1"], "--address: is of an executor"),
+        (
+            ["--executor", "local", "--address", "here:1"],
+            "--address: is of a Ray cluster: leave it out, or use --executor",
+        ),
+        (["--executor", "local", "--no-run"], "--no-run and --executor: do not go together: give one of them"),
+        (["--status", "--power", "2"], "--power and --status: do not go together"),
+        (["--status", "--seeds", "0"], "--status: is about params.yaml's grid"),
+        (["--status"], "--status: no grid of demo has been run by an executor here: start it by"),
+    ],
+)
+def test_options_of_executors_that_make_no_sense_are_one_line(project, mmseg, arguments, said):
+    ended = mmseg("ablate", *arguments)
+    assert ended.code == 2
+    assert said in ended.one_error()
+
+
+def test_an_engine_that_is_not_installed_is_said(project, mmseg, monkeypatch):
+    import sys
+
+    from mmseg_cli.execution import dvc as called
+
+    graph = called.Graph({"train@a-0": frozenset()}, frozenset(["train@a-0"]))
+    monkeypatch.setattr(called, "graph", lambda paths: graph)
+    for name, extra in (("ray", "ray"), ("submitit", "slurm")):
+        monkeypatch.setitem(sys.modules, name, None)
+        ended = mmseg("ablate", "--executor", extra)
+        assert ended.code == 2
+        assert f"--executor {extra}: {name} is not installed: run `pip install mmseg-cli[{extra}]`" in ended.one_error()

@@ -125,7 +125,7 @@ COMMAND = [sys.executable, "-m", "mmseg_cli", "ablate", "--executor", "local", "
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_whatever_ends_the_driver_lets_stages_save_and_leaves_no_process(shell_project, number):
     mark = f"77{os.getpid()}.5"
-    saves = f"trap 'echo saved > $1.saved; exit 130' INT TERM; sleep {mark} & touch $1.began; wait"
+    saves = f"trap 'kill $!; echo saved > $1.saved; exit 130' INT TERM; sleep {mark} & touch $1.began; wait"
     project = shell_project({name: (f"bash saves {name}", []) for name in ("a", "b")})
     (project.root / "saves").write_text(f"{saves}\n")
     driver = subprocess.Popen(COMMAND, cwd=project.root, stderr=subprocess.PIPE, text=True, start_new_session=True)
