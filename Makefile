@@ -40,6 +40,7 @@ test-all: lint
 # last commands are the most; they go on where they were, and train on camvid-small's data, see the README.
 bench: install
 	mmseg bench start-up
+	mmseg bench execution
 	mmseg bench data
 	mmseg bench feed
 	mmseg bench predict

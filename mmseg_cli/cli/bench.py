@@ -368,6 +368,31 @@ def start_up(
     publish("start-up", folder, result, room.markdown(result), [("seconds", room.HEADINGS, room.rows(result))])
 
 
+@bench_app.command(epilog=example("mmseg bench execution", "mmseg bench execution --few 4 --rounds 1"))
+def execution(
+    few: Annotated[int, typer.Option(min=1, help="Stages that are out of date in each turn.")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="How often the two ways take turns.")] = 5,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of execution.md and execution.json; else reports/bench/MACHINE.")
+    ] = None,
+) -> None:
+    """What `mmseg ablate --executor` costs beside DVC, with stages that only sleep, in projects of 100 and 500."""
+    import tempfile
+
+    from mmseg_cli.bench import execution as room
+    from mmseg_cli.cli import screen
+
+    paths, params = load("demo")
+    folder = report_folder(out)
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work,
+        screen.Screen("bench execution", unit="parts") as show,
+    ):
+        show.begin(total=len(room.SIZES) * (1 + rounds))
+        result = room.run(Path(work), params, paths.params, few=few, rounds=rounds, advance=show.advance)
+    publish("execution", folder, result, room.markdown(result), [("seconds", room.HEADINGS, room.rows(result))])
+
+
 def peers_of(chosen: str | None) -> list[str]:
     """The peers that an option names; all where it is left out, none where it says so."""
     from mmseg_cli.bench.peers import PEERS

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import platform
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ from mmseg_cli.paths import Paths
 SETTLE_SECONDS = 20.0  # after a loss, before anything is handed over again: Ray may not have noticed the node's death
 STUCK_SECONDS = 120.0  # a task that was not begun though there is room for it is lost
 TELL_SECONDS = 2.0  # between two reports of a task
+CONNECT_SECONDS = 5.0
 GIB = 2**30
 
 
@@ -148,6 +150,7 @@ class OnRay:
         self.paths, self.params, self.jobs = paths, params, jobs
         self.ours = not ray.is_initialized()  # a test has begun one in this process
         if self.ours:
+            _require_reachable(address)
             handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
             try:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
@@ -305,6 +308,22 @@ class OnRay:
             ray.shutdown()
         else:
             ray.kill(self.told)
+
+
+def _require_reachable(address: str | None) -> None:
+    """Raise MmsegError where nobody answers at HOST:PORT; Ray itself would ask for minutes."""
+    if address in (None, "auto", "local"):
+        return
+    host, colon, port = str(address).rpartition(":")
+    if not colon or not port.isdigit() or "/" in host:
+        raise MmsegError(
+            "--address", f"{address!r} is not of the form HOST:PORT", "give what `ray start --head` printed"
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        what = f"nobody answers at {address} ({error})"
+        raise MmsegError("--address", what, "start a cluster by `ray start --head`, or leave --address out") from None
 
 
 def _nodes() -> list[dict[str, float]]:
