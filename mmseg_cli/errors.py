@@ -42,6 +42,10 @@ class MmsegError(Exception):
         return _rebuilt, (type(self), self.where, self.what, self.todo, self.exit_code)  # crosses process borders
 
 
+class Held(MmsegError):
+    """Another process holds a lock (exit code 2)."""
+
+
 class NumericalStop(MmsegError):
     """Training met NaN or Inf and stopped before the update (exit code 3)."""
 

@@ -446,7 +446,7 @@ class Execution(Section):
 
     needs: dict[Name, Needs]
     retries: Annotated[int, Field(ge=0)]
-    clones: str | None
+    clones: Annotated[str, Field(min_length=1)] | None
     save_minutes: Positive
     slurm: dict[Name, str | int | bool]
 

@@ -13,13 +13,13 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
-from mmseg_cli.errors import Interrupted, MmsegError, ResourceError, ran_out
+from mmseg_cli.errors import Held, Interrupted, MmsegError, ResourceError, ran_out
 
 if TYPE_CHECKING:
     import torch
@@ -229,7 +229,8 @@ def only_one(lock: Path) -> Iterator[None]:
     """Hold the file `lock` inside the block; the lock goes with the process, however that ends.
 
     Raises:
-        MmsegError: another process, which the message names, holds it, or the file cannot be written.
+        Held: another process, which the message names, holds it.
+        MmsegError: the file cannot be written.
     """
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -241,7 +242,7 @@ def only_one(lock: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             what = f"process {_holder(file)} is already at work on this run"
-            raise MmsegError(lock, what, "wait for it to end, or stop it") from None
+            raise Held(lock, what, "wait for it to end, or stop it") from None
         except OSError as error:
             todo = "mount it with flock, or work in another folder"
             raise MmsegError(lock, f"its file system cannot lock ({error.strerror})", todo) from error
@@ -253,6 +254,26 @@ def only_one(lock: Path) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
+
+
+@contextmanager
+def only_one_after(lock: Path, *, seconds: float) -> Iterator[None]:
+    """`only_one`, after waiting so long for others to let go.
+
+    Raises:
+        Held: they did not; or as `only_one`.
+    """
+    deadline = time.monotonic() + seconds
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(only_one(lock))
+                break
+            except Held:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+        yield
 
 
 def is_held(lock: Path) -> bool:

@@ -32,7 +32,7 @@ from mmseg_cli.bench.machine import environment_of
 from mmseg_cli.bench.train import CHANNELS_LAST, LAYOUTS
 from mmseg_cli.data import loader
 from mmseg_cli.data.store import Store
-from mmseg_cli.errors import MmsegError
+from mmseg_cli.errors import Held, MmsegError
 from mmseg_cli.evaluation import inference, metrics
 from mmseg_cli.files import fingerprint, read_json, write_json
 from mmseg_cli.params import Params, SegmentationStage
@@ -222,21 +222,16 @@ class Kept:
     def _lock(self, what: Row) -> Path:
         return self._path(what).with_suffix(".lock")
 
-    def elsewhere(self, what: Row) -> bool:
-        """Whether another process is making the result of `what` just now."""
-        return not self._path(what).is_file() and runtime.is_held(self._lock(what))
-
-    def get(self, what: Row, make: Callable[[], Any]) -> Row:
-        """`result` of `what`, made now if there is none, and `by` whom it was made.
-
-        Raises:
-            MmsegError: another process is making it.
-        """
+    def get(self, what: Row, make: Callable[[], Any]) -> Row | None:
+        """`result` of `what`, made now if there is none, and `by` whom it was made; None while another makes it."""
         path, lock = self._path(what), self._lock(what)
         if not path.is_file():
-            with runtime.only_one(lock):
-                if not path.is_file():  # made since we looked
-                    write_json(path, what | {"by": self.by, "result": make()})
+            try:
+                with runtime.only_one(lock):
+                    if not path.is_file():  # made since we looked
+                        write_json(path, what | {"by": self.by, "result": make()})
+            except Held:
+                return None
             lock.unlink(missing_ok=True)
         found: Row = read_json(path, todo="remove it")
         return found
@@ -378,9 +373,9 @@ def run(
     def trained(kept: Kept, what: str, name: str, images: Images, **how: Any) -> Row | None:
         """The row of a training, made here if nobody has made it; None while another process does."""
         of = {"what": what, "name": name, "network": networks.get(name)} | how
-        if kept.elsewhere(of):
-            return None
         found = kept.get(of, partial(one_run, builders[name], recipe, images, **how))
+        if found is None:
+            return None
         advance()
         return {"seed": how["seed"], "steps": how["steps"], "points": found["result"], "by": found["by"]}
 
@@ -388,7 +383,10 @@ def run(
         """Time the steps and try the rates, on this machine."""
         kept = Kept(folder, common | by | {"hold_out": hold_out, "runtime": machine}, by)
         step = {"what": "step", "networks": networks, "names": list(names)}
-        measured = kept.get(step, lambda: step_seconds(builders, recipe, final))["result"]
+        timed = kept.get(step, lambda: step_seconds(builders, recipe, final))
+        if timed is None:
+            raise _elsewhere(1, "all need its measurement of steps")
+        measured = timed["result"]
         advance()
         layouts = {name: min(found, key=lambda one: statistics.median(found[one])) for name, found in measured.items()}
         times = {name: found[layouts[name]] for name, found in measured.items()}

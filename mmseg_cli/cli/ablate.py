@@ -103,6 +103,9 @@ def ablate(
             tracker.close(summary={f"mean_iou/{name}": value for name, value in means.items() if value is not None})
         examples = _drawn(paths, params, built)
     else:
+        from mmseg_cli.cli import execution
+
+        execution.require_free(paths)
         params = _with_grid(
             paths, params, blocks=blocks, layouts=layouts, starts=starts, settings=set_ or [], match=match, seeds=seeds
         )
@@ -111,8 +114,6 @@ def ablate(
 
             dvc.repro(paths)
         else:
-            from mmseg_cli.cli import execution
-
             execution.run(paths, params, executor=executor, jobs=jobs, address=address)
         evidence = report.collect(paths, params)  # the stage `ablate` has built the files of it
         built = report.Report(paths.reports, evidence, rows.rows(evidence))

@@ -370,7 +370,7 @@ def start_up(
 
 @bench_app.command(epilog=example("mmseg bench execution", "mmseg bench execution --few 4 --rounds 1"))
 def execution(
-    few: Annotated[int, typer.Option(min=1, help="Stages that are out of date in each turn.")] = 10,
+    few: Annotated[int, typer.Option(min=1, max=100, help="Stages that are out of date in each turn.")] = 10,
     rounds: Annotated[int, typer.Option(min=1, help="How often the two ways take turns.")] = 5,
     out: Annotated[
         Path | None, typer.Option(help="Folder of execution.md and execution.json; else reports/bench/MACHINE.")

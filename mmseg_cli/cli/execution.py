@@ -91,6 +91,10 @@ def _stopped(paths: Paths, number: int) -> Interrupted:
 
 
 def _drive(paths: Paths, params: Params, *, executor: Executor, jobs: int | None, address: str | None) -> Jobs:
+    if executor == "ray" and params.execution.clones is not None:
+        from mmseg_cli.execution import clone
+
+        clone.pull_all(paths)
     graph = dvc.graph(paths)
     if not graph.to_run():
         typer.echo("nothing to run: all stages are up to date", err=True)
@@ -122,6 +126,9 @@ def _engine(
         return OnSlurm(paths, params, jobs=jobs), None
     from mmseg_cli.execution.local import Local, gpus_here
 
+    if ":" in params.runtime.device:
+        what = f"{params.runtime.device} is one device, and every stage gets its own"
+        raise MmsegError("runtime.device", what, "set it to auto, cuda or cpu")
     gpus = gpus_here() if params.runtime.device != "cpu" else []
     return Local(paths.root, jobs=jobs or max(1, len(gpus)), gpus=gpus), len(gpus)
 
@@ -136,6 +143,13 @@ def _require_all_done(paths: Paths, jobs: Jobs) -> None:
         left_out = jobs.count(State.LEFT_OUT)
         what = f"{len(failed)} of {len(jobs.of)} stages failed, {left_out} that come after them were left out"
         raise MmsegError(paths.pipeline.relative_to(paths.root), what, "mend what is said above, and run this again")
+
+
+def require_free(paths: Paths) -> None:
+    """Raise Held where a grid of the preset runs: its stages read the parameters that a command may change."""
+    if is_held(drive.lock(paths)):
+        with only_one(drive.lock(paths)):
+            pass
 
 
 def status(paths: Paths) -> None:

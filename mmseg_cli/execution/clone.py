@@ -8,24 +8,29 @@ Prepared data do not travel: each machine prepares its own, from the dataset's r
 from __future__ import annotations
 
 import io
+import json
+import os
+import platform
 import re
+import shutil
 import subprocess
 import tarfile
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from configparser import ConfigParser
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmseg_cli.errors import MmsegError
-from mmseg_cli.execution import dvc
+from mmseg_cli.execution import dvc, stage
 from mmseg_cli.files import fingerprint, write_text
 from mmseg_cli.params import read_yaml
 from mmseg_cli.paths import Paths
-from mmseg_cli.runtime import is_held, only_one
+from mmseg_cli.runtime import only_one_after
+from mmseg_cli.tracking import without_credentials
 
 CODE = ("mmseg_cli", "blocks", "dvc.yaml", "pyproject.toml", ".dvc/config")  # has to be in the clone's commit
+NO_QUESTIONS = {"GIT_TERMINAL_PROMPT": "0"}
 TRAVELLING = ("runs/", "reports/")  # of what DVC does not cache; prepared data are too large
 SMALL_KINDS = ("prepare", "ablate")  # run on the driver's machine: data for it, and tables from all runs
 WAIT_SECONDS = 1800.0  # for another job of the machine that makes the clone, or prepares data
@@ -38,10 +43,12 @@ class Source:
     Attributes:
         url: of the driver's origin.
         commit: that is checked out.
+        driver: machine and folder of the driver: others have clones of their own, as their parameters may differ.
     """
 
     url: str
     commit: str
+    driver: str
 
 
 @dataclass(frozen=True)
@@ -73,10 +80,21 @@ def _run(command: Sequence[str], *, cwd: Path, where: str) -> str:
     Raises:
         MmsegError: it failed.
     """
-    done = subprocess.run(command, cwd=cwd, env=dvc.environment(), capture_output=True, text=True, check=False)
+    paths = os.pathsep.join(filter(None, [str(cwd), os.environ.get("PYTHONPATH")]))  # a clone's code, not the installed
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**dvc.environment(), **NO_QUESTIONS, "PYTHONPATH": paths},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=stage.as_child,
+    )
     if done.returncode:
         lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()] or ["no word"]
-        what = f"`{' '.join(command[:3])}` failed ({lines[-1].removeprefix('ERROR: ').strip()})"
+        program, said = Path(command[0]).name, without_credentials(lines[-1].removeprefix("ERROR: ").strip())
+        what = f"`{' '.join([program, *command[1:3]])}` failed ({said})"
         raise MmsegError(where, what, "mend that and run this again")
     return done.stdout
 
@@ -92,14 +110,19 @@ def source_of(paths: Paths) -> Source:
         return _run(["git", *words], cwd=paths.root, where=str(paths.root)).strip()
 
     key = "execution.clones"
-    if git("status", "--porcelain", "--", *[one for one in CODE if (paths.root / one).exists()]):
+    pipeline = str(paths.pipeline.relative_to(paths.root))
+    if git("status", "--porcelain", "--", *[one for one in (*CODE, pipeline) if (paths.root / one).exists()]):
         raise MmsegError(key, "the code here has changes that no clone would have", "commit and push them")
     url, commit = git("remote", "get-url", "origin"), git("rev-parse", "HEAD")
     if not git("branch", "--remotes", "--contains", commit):
-        raise MmsegError(key, f"commit {commit[:12]} is not in {url} yet", "push it")
-    if not _run([dvc.program("dvc"), "remote", "list"], cwd=paths.root, where=key).strip():
-        raise MmsegError(key, "DVC has no remote for the weights to travel by", "run `dvc remote add --default`")
-    return Source(url, commit)
+        raise MmsegError(key, f"commit {commit[:12]} is not in {without_credentials(url)} yet", "push it")
+    config = ConfigParser()
+    config.read(paths.root / ".dvc" / "config")
+    default = config.get("core", "remote", fallback=None)
+    if f"'remote \"{default}\"'" not in config.sections():
+        what = ".dvc/config names no default remote for the weights to travel by"
+        raise MmsegError(key, what, "run `dvc remote add --default`, commit and push")
+    return Source(url, commit, f"{platform.node()}:{paths.root}")
 
 
 def _locked(path: Path) -> dict[str, Any]:
@@ -107,27 +130,12 @@ def _locked(path: Path) -> dict[str, Any]:
     return dict((read_yaml(path) or {}).get("stages", {})) if path.is_file() else {}
 
 
-@contextmanager
-def _waiting(lock: Path) -> Iterator[None]:
-    """Hold a lock, after others have let it go."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while True:
-        try:
-            with only_one(lock):
-                yield
-            return
-        except MmsegError:
-            if not is_held(lock) or time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
-
-
 def merge(paths: Paths, entries: dict[str, Any]) -> None:
     """Put entries into the preset's dvc.lock, while DVC does not write it."""
     from ruamel.yaml import YAML
 
     file = paths.pipeline.with_name("dvc.lock")
-    with _waiting(paths.root / ".dvc" / "tmp" / "lock"):  # DVC's own
+    with only_one_after(paths.root / ".dvc" / "tmp" / "lock", seconds=WAIT_SECONDS):  # DVC's own
         before = _locked(file)
         if all(before.get(name) == entry for name, entry in entries.items()):
             return
@@ -164,8 +172,16 @@ def _packed(paths: Paths, stages: Iterable[str], entries: dict[str, Any]) -> byt
     return buffer.getvalue()
 
 
-def _unpacked(paths: Paths, files: bytes) -> None:
-    with tarfile.open(fileobj=io.BytesIO(files)) as archive:
+def _unpacked(paths: Paths, parcel: Parcel) -> None:
+    """Lay the files of a parcel out, in place of those that were there."""
+    uncached = _uncached(paths)
+    with tarfile.open(fileobj=io.BytesIO(parcel.files)) as archive:
+        sent = {Path(name) for name in archive.getnames()}
+        for name, entry in parcel.entries.items():
+            for out in entry.get("outs", []):
+                folder = paths.root / out["path"]
+                if Path(out["path"]) in sent and uncached[dvc.kind_of(name)].fullmatch(out["path"]) and folder.is_dir():
+                    shutil.rmtree(folder)  # files of another time would stay beside the new ones
         archive.extractall(paths.root, filter="data")
 
 
@@ -173,7 +189,7 @@ def _of(entries: dict[str, Any], stages: Iterable[str]) -> dict[str, Any]:
     return {name: entries[name] for name in map(dvc.name_of, stages) if name in entries}
 
 
-def parcel_for(paths: Paths, stage: str, *, before: Iterable[str], source: Source, folder: str) -> Parcel:
+def parcel_for(paths: Paths, address: str, *, before: Iterable[str], source: Source, folder: str) -> Parcel:
     """What a machine needs to run a stage: see the head of this module.
 
     Args:
@@ -182,8 +198,13 @@ def parcel_for(paths: Paths, stage: str, *, before: Iterable[str], source: Sourc
     before = tuple(before)
     entries = _locked(paths.pipeline.with_name("dvc.lock"))
     params = paths.params.read_text(encoding="utf-8")
-    mine = _of(entries, (*before, stage))
+    mine = _of(entries, (*before, address))
     return Parcel(source, folder, paths.preset, params, before, mine, _packed(paths, before, mine))
+
+
+def unpack_folder(source: Source, folder: str) -> Path:
+    """Where the clone of a source lies on a machine."""
+    return Path(folder).expanduser() / f"mmseg-{fingerprint([source.url, source.commit, source.driver])[:12]}"
 
 
 def unpack(parcel: Parcel) -> Paths:
@@ -192,27 +213,44 @@ def unpack(parcel: Parcel) -> Paths:
     Raises:
         MmsegError: git or DVC fails, or data cannot be prepared here.
     """
-    root = Path(parcel.folder).expanduser() / f"mmseg-{fingerprint([parcel.source.url, parcel.source.commit])[:12]}"
+    source, root = parcel.source, unpack_folder(parcel.source, parcel.folder)
     paths = Paths(root, parcel.preset)
-    with _waiting(root.with_suffix(".lock")):
-        if not (root / "dvc.yaml").is_file():
-            root.parent.mkdir(parents=True, exist_ok=True)
-            where = str(root)
-            _run(["git", "clone", "--quiet", parcel.source.url, str(root)], cwd=root.parent, where=where)
-            _run(["git", "checkout", "--quiet", "--detach", parcel.source.commit], cwd=root, where=where)
+    with only_one_after(root.with_suffix(".lock"), seconds=WAIT_SECONDS):
+        if not root.is_dir():
+            half = root.with_suffix(".half")
+            shutil.rmtree(half, ignore_errors=True)  # of a job that was killed
+            _run(["git", "clone", "--quiet", source.url, str(half)], cwd=root.parent, where=str(root))
+            _run(["git", "checkout", "--quiet", "--detach", source.commit], cwd=half, where=str(root))
+            half.rename(root)
         if paths.params.read_text(encoding="utf-8") != parcel.params:
             write_text(paths.params, parcel.params)
-        merge(paths, parcel.entries)
-        _unpacked(paths, parcel.files)
-        pulled = []
-        for stage in parcel.before:
-            if dvc.kind_of(stage) == "prepare":
-                command = [*dvc.patient(), "repro", "--single-item", stage]
-                _run(command, cwd=root, where=f"{dvc.name_of(stage)} in {root}")
-            elif parcel.entries.get(dvc.name_of(stage)):
-                pulled.append(stage)
-        pull(paths, pulled)
+        prepared = [address for address in parcel.before if dvc.kind_of(address) == "prepare"]
+        own = [dvc.name_of(address) for address in prepared if _is_here(paths, address)]  # its bytes are this machine's
+        merge(paths, {name: entry for name, entry in parcel.entries.items() if name not in own})
+        _unpacked(paths, parcel)
+        for address in prepared:
+            where = f"{dvc.name_of(address)} in {root}"
+            status = _run([*dvc.patient(), "status", "--json", address], cwd=root, where=where)
+            if json.loads(
+                status or "{}"
+            ):  # asked first: others may read the data, and DVC wants them for itself to look
+                _run([*dvc.patient(), "repro", "--single-item", address], cwd=root, where=where)
+        pull(paths, [one for one in parcel.before if one not in prepared and dvc.name_of(one) in parcel.entries])
     return paths
+
+
+def _is_here(paths: Paths, address: str) -> bool:
+    """Whether all outputs of a stage lie in the folder."""
+    outs = _locked(paths.pipeline.with_name("dvc.lock")).get(dvc.name_of(address), {}).get("outs", [])
+    return bool(outs) and all((paths.root / out["path"]).exists() for out in outs)
+
+
+def pull_all(paths: Paths) -> None:
+    """Lay out what earlier jobs left in the remote, as far as it is there: a driver may have ended before it did."""
+    command = [*dvc.patient(), "pull", "--allow-missing", str(paths.pipeline.relative_to(paths.root))]
+    subprocess.run(
+        command, cwd=paths.root, env=dvc.environment(), stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
 
 
 def pull(paths: Paths, stages: Sequence[str]) -> None:
@@ -227,27 +265,27 @@ def pull(paths: Paths, stages: Sequence[str]) -> None:
         _run(command, cwd=paths.root, where=f"the DVC remote of {paths.root}")
 
 
-def _has_cached(paths: Paths, stage: str) -> bool:
-    entry = _locked(paths.pipeline.with_name("dvc.lock")).get(dvc.name_of(stage), {})
-    uncached = _uncached(paths)[dvc.kind_of(stage)]
+def _has_cached(paths: Paths, address: str) -> bool:
+    entry = _locked(paths.pipeline.with_name("dvc.lock")).get(dvc.name_of(address), {})
+    uncached = _uncached(paths)[dvc.kind_of(address)]
     return any(not uncached.fullmatch(out["path"]) for out in entry.get("outs", []))
 
 
-def pack(paths: Paths, parcel: Parcel, stage: str) -> Parcel:
+def pack(paths: Paths, parcel: Parcel, address: str) -> Parcel:
     """What a stage made, after what DVC has cached of it was pushed to the remote.
 
     Raises:
         MmsegError: the remote does not take it.
     """
-    if _has_cached(paths, stage):
-        command = [*dvc.patient(), "push", stage]
+    if _has_cached(paths, address):
+        command = [*dvc.patient(), "push", address]
         _run(command, cwd=paths.root, where=f"the DVC remote of {paths.root}")
-    entries = _of(_locked(paths.pipeline.with_name("dvc.lock")), [stage])
-    files = _packed(paths, [stage], entries)
+    entries = _of(_locked(paths.pipeline.with_name("dvc.lock")), [address])
+    files = _packed(paths, [address], entries)
     return Parcel(parcel.source, parcel.folder, parcel.preset, parcel.params, (), entries, files)
 
 
 def receive(paths: Paths, parcel: Parcel) -> None:
     """Take over, on the driver's machine, what a stage made elsewhere."""
-    _unpacked(paths, parcel.files)
+    _unpacked(paths, parcel)
     merge(paths, parcel.entries)

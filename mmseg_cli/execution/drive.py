@@ -14,11 +14,13 @@ from mmseg_cli.execution import dvc, progress
 from mmseg_cli.execution.engine import Ended, Engine
 from mmseg_cli.execution.jobs import Job, Jobs, State
 from mmseg_cli.files import read_json, write_json
+from mmseg_cli.names import LADDER, unknown_name
 from mmseg_cli.params import Needs, Params
 from mmseg_cli.paths import Paths
 
 LOOK_SECONDS = 2.0  # between two looks at how far the trainings are
 MINUTE = 60.0
+KINDS = ("other", "prepare", *LADDER, "evaluate", "cost", "ablate")  # of stages of every preset, and what others need
 
 
 def folder(paths: Paths) -> Path:
@@ -56,7 +58,15 @@ def needs_of(params: Params, stage: str, *, gpus: int | None) -> Needs:
 
 
 def jobs_of(graph: dvc.Graph, paths: Paths, params: Params, *, gpus: int | None) -> Jobs:
-    """The stages of a graph that DVC would run, as jobs; see `needs_of` for `gpus`."""
+    """The stages of a graph that DVC would run, as jobs; see `needs_of` for `gpus`.
+
+    Raises:
+        MmsegError: execution.needs speaks of a kind of stage that there is not.
+    """
+    kinds = {*KINDS, *map(dvc.kind_of, graph.before)}
+    for kind in params.execution.needs:
+        if kind not in kinds:
+            raise unknown_name("execution.needs", kind, sorted(kinds))
     jobs = Jobs(retries=params.execution.retries)
     for stage, before in graph.to_run().items():
         needs = needs_of(params, stage, gpus=gpus)
@@ -125,7 +135,7 @@ def drive(jobs: Jobs, engine: Engine, *, paths: Paths, params: Params, show: Sho
         engine.stop(seconds=MINUTE * params.execution.save_minutes)
         for job in jobs:
             if job.state is State.RUNNING:
-                jobs.stopped(job)
+                jobs.again(job, "stopped")
         _tell(status, paths, show)
         raise
     _tell(status, paths, show)
@@ -154,6 +164,8 @@ def _settle(jobs: Jobs, ended: Ended) -> None:
     job = jobs.of[ended.stage]
     if ended.code == 0:
         jobs.done(job)
+    elif ended.unbegun:
+        jobs.again(job, ended.why)
     elif ended.code is None or dvc.is_interruption(ended.code):
         jobs.lost(job, ended.why)
     else:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from mmseg_cli.errors import INTERRUPTED, Interrupted, MmsegError
 from mmseg_cli.paths import Paths
 
 LAST_SIGNAL = 64  # DVC has codes of its own above: 253 outside a repository, 255 for a failed stage
+BUSY = re.compile(r"Unable to acquire lock|is busy, it is being blocked by|Unable to read RWLock-file")
+BUSY_SECONDS = 60.0
 _NODE = re.compile(r'^"([^"]+)";$')
 _EDGE = re.compile(r'^"([^"]+)" -> "([^"]+)";$')
 
@@ -129,9 +132,13 @@ def _said(root: Path, arguments: Sequence[str]) -> str:
     Raises:
         MmsegError: it failed; with DVC's own words.
     """
-    done = subprocess.run(
-        [program("dvc"), *arguments], cwd=root, env=environment(), capture_output=True, text=True, check=False
-    )
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        command = [*patient(), *arguments]
+        done = subprocess.run(command, cwd=root, env=environment(), capture_output=True, text=True, check=False)
+        if not (done.returncode and BUSY.search(done.stderr)) or time.monotonic() > deadline:
+            break
+        time.sleep(1.0)  # stages of a grid that was just stopped may still save
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
         what = lines[-1].removeprefix("ERROR: ").rstrip(". ")

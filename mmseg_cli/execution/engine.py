@@ -18,11 +18,13 @@ class Ended:
         stage: its address.
         code: its exit code; None where its machine was lost, or whatever else kept it from one.
         why: a line; empty where it ended well.
+        unbegun: whether it was never begun, so that it counts for nothing.
     """
 
     stage: str
     code: int | None
     why: str
+    unbegun: bool = False
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ class Job:
         tries: how often it was begun.
         in_vain: how many of the last tries were lost without a step gained.
         step: the training step that the newest try was seen to reach; 0 for a stage without steps.
-        first_step: where that try began.
+        first_step: where that try was first seen.
+        first_seen: when that was.
         steps: of the whole training, if it is one.
         loss: at `step`.
         began: the newest try, in seconds since 1970.
@@ -53,6 +54,7 @@ class Job:
     in_vain: int = 0
     step: int = 0
     first_step: int | None = None
+    first_seen: float = 0.0
     steps: int | None = None
     loss: float | None = None
     began: float | None = None
@@ -61,9 +63,9 @@ class Job:
 
     def seconds_left(self, *, now: float) -> float | None:
         """An estimate, by the steps of this try; None before it has made some, and for a stage without steps."""
-        if self.steps is None or self.began is None or self.first_step is None or self.step <= self.first_step:
+        if self.steps is None or self.first_step is None or self.step <= self.first_step:
             return None
-        return (now - self.began) * (self.steps - self.step) / (self.step - self.first_step)
+        return (now - self.first_seen) * (self.steps - self.step) / (self.step - self.first_step)
 
     def told(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -110,10 +112,18 @@ class Jobs:
         job.tries += 1
         job.first_step = None
 
-    def reached(self, job: Job, *, step: int, steps: int | None, loss: float | None) -> None:
+    def reached(
+        self,
+        job: Job,
+        *,
+        step: int,
+        steps: int | None,
+        loss: float | None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         """A training has been seen at a step."""
         if job.first_step is None:
-            job.first_step = step
+            job.first_step, job.first_seen = step, clock()
         elif step > job.step:
             job.in_vain = 0
         job.step, job.steps, job.loss = max(step, job.step), steps, loss
@@ -130,9 +140,9 @@ class Jobs:
         else:
             job.state, job.ended, job.why = State.WAITING, clock(), why
 
-    def stopped(self, job: Job, *, clock: Callable[[], float] = time.time) -> None:
-        """It was stopped because all are; another call goes on with it."""
-        job.state, job.ended, job.why = State.WAITING, clock(), "stopped"
+    def again(self, job: Job, why: str, *, clock: Callable[[], float] = time.time) -> None:
+        """It is to run again through no fault of its own: all were stopped, or it was never begun."""
+        job.state, job.ended, job.why = State.WAITING, clock(), why
 
     def fail(self, job: Job, why: str, *, clock: Callable[[], float] = time.time) -> None:
         """It failed: what comes after it is left out, and nothing else."""

@@ -30,6 +30,11 @@ def gpus_here() -> list[str]:
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
+def threads_of(job: Job) -> str:
+    """OMP_NUM_THREADS of a stage where nobody set it: or each takes all cores, and they wait for each other."""
+    return os.environ.get(THREADS) or str(job.needs.cpus)
+
+
 @dataclass(frozen=True)
 class Running:
     """A stage that runs: its process, the GPUs it has and where its output begins in the log."""
@@ -77,8 +82,7 @@ class Local:
     def submit(self, job: Job) -> None:
         """Start its process."""
         gpus = self._free()[: int(job.needs.gpus)]
-        environment = {**os.environ, GPUS: ",".join(gpus)}
-        environment.setdefault(THREADS, str(job.needs.cpus))  # or each takes all cores, and they wait for each other
+        environment = {**os.environ, GPUS: ",".join(gpus), THREADS: threads_of(job)}
         log = Path(job.log)
         log.parent.mkdir(parents=True, exist_ok=True)
         start = log.stat().st_size if log.is_file() else 0
@@ -109,7 +113,7 @@ class Local:
         return {address: News(platform.node()) for address in self.running}
 
     def stop(self, *, seconds: float) -> None:
-        """SIGINT to all, and SIGKILL to those that take too long, whose stages then end by the kernel's SIGTERM."""
+        """SIGINT to all, and once more to those that take too long, which then kill their stages."""
         for one in self.running.values():
             one.process.send_signal(signal.SIGINT)
         deadline = time.monotonic() + seconds
@@ -117,7 +121,7 @@ class Local:
             try:
                 one.process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                one.process.kill()
+                one.process.send_signal(signal.SIGINT)
                 one.process.wait()
 
     def close(self) -> None:

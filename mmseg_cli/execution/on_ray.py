@@ -9,12 +9,14 @@ enforced.
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +25,13 @@ from mmseg_cli.errors import MmsegError
 from mmseg_cli.execution import clone, dvc, progress, stage
 from mmseg_cli.execution.engine import Ended, News
 from mmseg_cli.execution.jobs import Job
-from mmseg_cli.execution.local import Local
+from mmseg_cli.execution.local import THREADS, Local, threads_of
 from mmseg_cli.params import Params
 from mmseg_cli.params import load as load_params
 from mmseg_cli.paths import Paths
 
 SETTLE_SECONDS = 20.0  # after a loss, before anything is handed over again: Ray may not have noticed the node's death
-STUCK_SECONDS = 120.0  # a task that was not begun though there is room for it is lost
+STUCK_SECONDS = 120.0  # in which nothing of ours is begun though there is room: it is lost
 TELL_SECONDS = 2.0  # between two reports of a task
 CONNECT_SECONDS = 5.0
 GIB = 2**30
@@ -43,6 +45,7 @@ class Work:
     stage: str
     log: Path
     save_seconds: float
+    threads: str
     parcel: clone.Parcel | None  # where the machine has a clone of its own
 
 
@@ -94,9 +97,13 @@ def work(of: Work, told: Any) -> Outcome:
         log = paths.root / of.log.relative_to(of.paths.root)
     log.parent.mkdir(parents=True, exist_ok=True)
     start = log.stat().st_size if log.is_file() else 0
+    environment = {**os.environ, THREADS: of.threads}
+    if of.parcel is not None:  # what is trained there is the clone's code, whatever is installed
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(paths.root), os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(
         stage.command(paths.root, of.stage, log=log),
         cwd=paths.root,
+        env=environment,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )
@@ -107,7 +114,7 @@ def work(of: Work, told: Any) -> Outcome:
             time.sleep(TELL_SECONDS if asked is None else 0.2)
             if asked is not None:
                 if time.monotonic() - asked > of.save_seconds:
-                    process.kill()
+                    process.send_signal(signal.SIGTERM)  # the second one kills the stage
             elif answer.done():
                 if answer.result():
                     asked = time.monotonic()
@@ -117,7 +124,10 @@ def work(of: Work, told: Any) -> Outcome:
         code = process.wait()
     except BaseException:  # the task was cancelled, or the driver's node is gone
         process.send_signal(signal.SIGTERM)
-        process.wait(of.save_seconds)
+        try:
+            process.wait(of.save_seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGTERM)  # the second one kills the stage
         raise
     why = "" if code == 0 else f"{stage.why(log, start=start, code=code)} (on {machine})"
     parcel = None
@@ -147,10 +157,10 @@ class OnRay:
             import ray
         except ImportError:
             raise MmsegError("--executor ray", "ray is not installed", "run `pip install mmseg-cli[ray]`") from None
+        _require_reachable(address or os.environ.get("RAY_ADDRESS"))
         self.paths, self.params, self.jobs = paths, params, jobs
         self.ours = not ray.is_initialized()  # a test has begun one in this process
         if self.ours:
-            _require_reachable(address)
             handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
             try:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
@@ -172,6 +182,7 @@ class OnRay:
         self.heard: dict[str, News] = {}
         self.made: list[str] = []  # in clones
         self.quiet_until = 0.0
+        self.moved = time.monotonic()  # when a task was last seen to run, or there was no room
 
     def gpus(self) -> int:
         """How many the cluster has."""
@@ -181,12 +192,9 @@ class OnRay:
 
     def require(self, job: Job) -> None:
         """Raise MmsegError where no node of the cluster has what a stage needs."""
-        nodes = _nodes()
-        needs, memory = job.needs, job.needs.memory_gib * GIB
-        for node in nodes:
-            fits = node.get("CPU", 0) >= needs.cpus and node.get("GPU", 0) >= int(needs.gpus)
-            if fits and node.get("memory", 0) >= memory:
-                return
+        if self._at_home(job) or self._fitting(job):
+            return
+        needs, nodes = job.needs, _nodes()
         told = ", ".join(
             f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs, {node.get('memory', 0) / GIB:.1f} GiB"
             for node in nodes
@@ -197,8 +205,14 @@ class OnRay:
     def takes(self, job: Job) -> bool:
         """Ray has a queue of its own; one is kept from what is handed over just after a loss."""
         if self._at_home(job):
-            return self.home.takes(job)
+            return not self.home.running
         return time.monotonic() >= self.quiet_until and (self.jobs is None or len(self.refs) < self.jobs)
+
+    def _fitting(self, job: Job) -> list[dict[str, float]]:
+        """The nodes that have what a stage needs."""
+        needs = job.needs
+        least = {"CPU": needs.cpus, "GPU": int(needs.gpus), "memory": needs.memory_gib * GIB}
+        return [node for node in _nodes() if all(node.get(name, 0) >= value for name, value in least.items())]
 
     def _at_home(self, job: Job) -> bool:
         return self.source is not None and dvc.kind_of(job.stage) in clone.SMALL_KINDS
@@ -206,16 +220,20 @@ class OnRay:
     def submit(self, job: Job) -> None:
         """Hand a task over."""
         if self._at_home(job):
+            job.needs = job.needs.model_copy(update={"gpus": 0})  # data and tables need none
             self.home.submit(job)
             return
         needs = job.needs
-        cpus = max((node.get("CPU", 0) for node in _nodes()), default=1) if needs.alone else needs.cpus
+        cpus: float = needs.cpus
+        if needs.alone:  # all that a node has, so that nothing runs beside it
+            cpus = min((node.get("CPU", 0) for node in self._fitting(job)), default=cpus)
         parcel = None
         if self.source is not None and self.folder is not None:
             parcel = clone.parcel_for(
                 self.paths, job.stage, before=sorted(job.inputs), source=self.source, folder=self.folder
             )
-        given = Work(self.paths, job.stage, Path(job.log), 60.0 * self.params.execution.save_minutes, parcel)
+        seconds = 60.0 * self.params.execution.save_minutes
+        given = Work(self.paths, job.stage, Path(job.log), seconds, threads_of(job), parcel)
         options = {"num_cpus": cpus, "num_gpus": int(needs.gpus), "memory": int(needs.memory_gib * GIB)}
         self.refs[self.task.options(max_retries=0, **options).remote(given, self.told)] = job
 
@@ -239,6 +257,9 @@ class OnRay:
 
         try:
             outcome: Outcome = ray.get(ref)
+        except ray.exceptions.RayTaskError as error:  # the task itself: no such folder there, a full disk
+            cause = getattr(error, "cause", None) or error
+            return Ended(job.stage, 1, f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}")
         except ray.exceptions.RayError as error:
             self.quiet_until = time.monotonic() + SETTLE_SECONDS
             return Ended(job.stage, None, f"its machine was lost ({type(error).__name__})")
@@ -255,32 +276,29 @@ class OnRay:
         return Ended(job.stage, None if outcome.code == stage.LOST else outcome.code, outcome.why)
 
     def _stuck(self) -> list[Ended]:
-        """Tasks that nobody began though the cluster has had room for them for long."""
+        """All that was handed over, where none of it has begun for long though the cluster has room: Ray lost it."""
         import ray
 
-        room, now = ray.available_resources(), time.time()
-        found = []
-        for ref, job in list(self.refs.items()):
-            needs = job.needs
-            fits = room.get("CPU", 0) >= needs.cpus and room.get("GPU", 0) >= int(needs.gpus)
-            if job.stage in self.heard or needs.alone or not fits or now - (job.began or now) < STUCK_SECONDS:
-                continue
+        room = ray.available_resources()
+        waiting = [job.needs.cpus for job in self.refs.values() if job.stage not in self.heard]
+        if not waiting or len(waiting) < len(self.refs) or room.get("CPU", 0) < max(waiting):
+            self.moved = time.monotonic()
+        if time.monotonic() - self.moved < STUCK_SECONDS:
+            return []
+        for ref in self.refs:
             ray.cancel(ref, force=True)
-            del self.refs[ref]
-            found.append(Ended(job.stage, None, "the cluster did not begin it"))
+        found = [Ended(job.stage, None, "the cluster did not begin it", unbegun=True) for job in self.refs.values()]
+        self.refs.clear()
         return found
 
     def _forget(self, job: Job) -> None:
-        import ray
 
         self.heard.pop(job.stage, None)
-        ray.get(self.told.forget.remote(job.stage))
+        _asked(self.told.forget.remote(job.stage))
 
     def news(self) -> Mapping[str, News]:
         """What the tasks told."""
-        import ray
-
-        self.heard = dict(ray.get(self.told.heard.remote()))
+        self.heard = dict(_asked(self.told.heard.remote()))
         waiting = {job.stage: News("") for job in self.refs.values()}
         heard = {name: news for name, news in self.heard.items() if name in waiting}
         return waiting | heard | self.home.news()
@@ -290,24 +308,42 @@ class OnRay:
         import ray
 
         self.home.stop(seconds=seconds)
-        ray.get(self.told.stop.remote())
-        self.news()
-        for ref, job in self.refs.items():
-            if job.stage not in self.heard:
-                ray.cancel(ref, force=True)
-        if self.refs:
-            ray.wait(list(self.refs), num_returns=len(self.refs), timeout=seconds)
+        with suppress(MmsegError, ray.exceptions.RayError):  # where the cluster is gone nothing runs
+            _asked(self.told.stop.remote())
+            self.news()
+            for ref, job in self.refs.items():
+                if job.stage not in self.heard:
+                    ray.cancel(ref, force=True)
+            if self.refs:
+                ray.wait(list(self.refs), num_returns=len(self.refs), timeout=seconds)
 
     def close(self) -> None:
         """Leave the cluster, which goes on; what was made in clones is laid out here as well."""
         import ray
 
-        if self.made:
-            clone.pull(self.paths, self.made)
-        if self.ours:
-            ray.shutdown()
-        else:
-            ray.kill(self.told)
+        try:
+            if self.made:
+                clone.pull(self.paths, self.made)
+        finally:
+            if self.ours:
+                ray.shutdown()
+            else:
+                ray.kill(self.told)
+
+
+def _asked(ref: Any) -> Any:
+    """The answer of the actor beside the driver.
+
+    Raises:
+        MmsegError: the cluster has gone.
+    """
+    import ray
+
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayError as error:
+        what = f"the cluster is gone ({type(error).__name__})"
+        raise MmsegError("--executor ray", what, "start it again, then the same command: it goes on") from None
 
 
 def _require_reachable(address: str | None) -> None:

@@ -28,23 +28,23 @@ from mmseg_cli.runtime import PR_SET_PDEATHSIG, SENT_TO_ALL
 LOST = 75  # EX_TEMPFAIL of sysexits.h: DVC was busy for all of BUSY_SECONDS
 BUSY_SECONDS = 600.0
 PAUSE_SECONDS = (0.2, 1.0)  # before DVC is asked again, at random so that many do not ask at once
-BUSY = re.compile(r"Unable to acquire lock|is busy, it is being blocked by|Unable to read RWLock-file")
 AT_WORK = "is already at work on this run"  # one that was cut off saves, or somebody trains it by hand
 EXITED = re.compile(r"failed to run: .* exited with (-?\d+)\s*$", re.MULTILINE | re.DOTALL)
 ERROR = "mmseg: error: "
 
 
 def command(root: Path, stage: str, *, log: Path, told: Path | None = None) -> list[str]:
-    """The command line of this module.
+    """The command line of this module, for the process that is to start it and no other: it ends with that one.
 
     Args:
         root: the project's folder.
         stage: its address.
         log: the file to append what is printed to.
-        told: a file to say in where and when it began; see `begun`.
+        told: a file to say in where and when it began.
     """
     more = [] if told is None else ["--told", str(told)]
-    return [sys.executable, "-m", "mmseg_cli.execution.stage", str(root), stage, str(log), *more]
+    own = ["--parent", str(os.getpid())]
+    return [sys.executable, "-m", "mmseg_cli.execution.stage", str(root), stage, str(log), *own, *more]
 
 
 def said(text: str) -> str:
@@ -79,16 +79,23 @@ def die_with_parent(number: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
-def _child() -> None:
-    """In DVC's process before it starts: as a shell would start it, whatever an engine did to ours."""
+def as_child() -> None:
+    """In a process of ours before its program starts: as a shell would start it, whatever an engine did to ours.
+
+    SIGUSR2 is submitit's own warning, which Slurm may send to every process of a job.
+    """
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     for number in SENT_TO_ALL:
         signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     die_with_parent(signal.SIGTERM)
 
 
 class Passed:
-    """The first signal that this process got; it is passed to the stage as SIGINT, which DVC leaves to the stage."""
+    """The first signal that this process got; it is passed to the stage as SIGINT, which DVC leaves to the stage.
+
+    A second one means now: the stage is killed.
+    """
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
@@ -99,6 +106,8 @@ class Passed:
         if self.signal_number is None:
             self.signal_number = signal_number
             self.again()
+        elif self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def again(self) -> None:
         """Pass on what came, if anything did."""
@@ -112,6 +121,7 @@ def run(root: Path, stage: str, *, log: Path) -> int:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     for number in SENT_TO_ALL:
         signal.signal(number, passed)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     log.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + BUSY_SECONDS
     with log.open("ab") as file:
@@ -121,7 +131,7 @@ def run(root: Path, stage: str, *, log: Path) -> int:
             text = log.read_bytes()[start:].decode(errors="replace")
             if passed.signal_number is not None and code:
                 return INTERRUPTED + passed.signal_number
-            busy = AT_WORK in text or (BUSY.search(text) and not EXITED.search(text))
+            busy = AT_WORK in text or (dvc.BUSY.search(text) and not EXITED.search(text))
             if code == 0 or not busy:
                 return code_of(text, code)
             if time.monotonic() > deadline:
@@ -141,7 +151,7 @@ def _repro(root: Path, stage: str, *, file: int, passed: Passed) -> int:
         stdout=file,
         stderr=subprocess.STDOUT,
         start_new_session=True,  # a group of its own, so that a signal can be passed to all of it
-        preexec_fn=_child,
+        preexec_fn=as_child,
     )
     passed.again()  # one may have come in between
     return passed.process.wait()
@@ -153,11 +163,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("root", type=Path)
     parser.add_argument("stage")
     parser.add_argument("log", type=Path)
+    parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--told", type=Path)
     given = parser.parse_args(arguments)
-    parent = os.getppid()
     die_with_parent(signal.SIGTERM)
-    if os.getppid() != parent:  # it died before we asked
+    if os.getppid() != given.parent:  # it died before we asked
         return INTERRUPTED + signal.SIGTERM
     if given.told is not None:
         write_json(given.told, {"machine": platform.node(), "pid": os.getpid(), "began": time.time()})

@@ -149,6 +149,15 @@ def test_needs_of_gpus_are_by_the_runtime(device, devices, here, gpus):
     assert not drive.needs_of(params, "evaluate@a-0", gpus=here).alone
 
 
+def test_a_kind_that_there_is_not_is_said(tmp_path):
+    params = load(REPOSITORY / "params.yaml")
+    wrong = params.execution.model_copy(
+        update={"needs": {**params.execution.needs, "cots": params.execution.needs["cost"]}}
+    )
+    with pytest.raises(MmsegError, match=r"execution.needs: unknown name 'cots': .*cost"):
+        drive.jobs_of(graph_of(SMALL), Paths(tmp_path, "demo"), params.model_copy(update={"execution": wrong}), gpus=0)
+
+
 def test_a_file_that_is_no_status_is_said(tmp_path):
     file = tmp_path / "status.json"
     file.write_text('{"jobs": 3}')

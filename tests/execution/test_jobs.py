@@ -82,16 +82,21 @@ def test_a_step_gained_lets_a_training_be_lost_again():
         jobs.reached(job, step=10 * at + 5, steps=100, loss=1.0)
         jobs.lost(job, "lost")
         assert job.state is State.WAITING
-    for state in (State.WAITING, State.FAILED):  # back at an older checkpoint each time: nothing is gained
+    assert job.in_vain == 1
+    jobs.begin(job)
+    jobs.reached(job, step=40, steps=100, loss=1.0)  # back at an older checkpoint: nothing is gained
+    jobs.reached(job, step=50, steps=100, loss=1.0)
+    jobs.lost(job, "lost")
+    assert (job.in_vain, job.state) == (2, State.FAILED)
+
+
+def test_what_was_never_begun_counts_for_nothing():
+    jobs = made(retries=0)
+    job = jobs.of["prepare"]
+    for _ in range(3):
         jobs.begin(job)
-        jobs.reached(job, step=40, steps=100, loss=1.0)
-        jobs.reached(job, step=50, steps=100, loss=1.0)
-        jobs.lost(job, "lost")
-        assert (job.in_vain, job.state) == ((1, State.WAITING) if state is State.WAITING else (2, State.FAILED)) or (
-            job.in_vain == 2 and state is State.WAITING
-        )
-        if job.state is State.FAILED:
-            break
+        jobs.again(job, "the cluster did not begin it")
+        assert (job.state, job.in_vain) == (State.WAITING, 0)
 
 
 def test_the_time_left_is_by_the_steps_of_this_try():
@@ -99,10 +104,10 @@ def test_the_time_left_is_by_the_steps_of_this_try():
     job = jobs.of["prepare"]
     jobs.begin(job, clock=lambda: 1000.0)
     assert job.seconds_left(now=1001.0) is None
-    jobs.reached(job, step=40, steps=100, loss=2.0)  # from a checkpoint
-    assert job.seconds_left(now=1001.0) is None
+    jobs.reached(job, step=40, steps=100, loss=2.0, clock=lambda: 5000.0)  # from a checkpoint, after a long queue
+    assert job.seconds_left(now=5001.0) is None
     jobs.reached(job, step=50, steps=100, loss=1.5)
-    assert job.seconds_left(now=1020.0) == pytest.approx(20 * 50 / 10)
+    assert job.seconds_left(now=5020.0) == pytest.approx(20 * 50 / 10)
 
 
 def test_a_graph_runs_what_changed_and_all_after_it():
@@ -146,7 +151,7 @@ def test_the_table_shows_what_runs_first_and_no_more_rows_than_fit():
     job = jobs.of["train@b-0"]
     jobs.begin(job, clock=lambda: 1000.0)
     job.machine = "node2"
-    jobs.reached(job, step=10, steps=100, loss=2.5)
+    jobs.reached(job, step=10, steps=100, loss=2.5, clock=lambda: 1000.0)
     jobs.reached(job, step=40, steps=100, loss=1.25)
     rows = board.rows(status_of(jobs))
     assert all(len(row) == len(board.HEADINGS) for row in rows)

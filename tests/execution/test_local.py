@@ -54,7 +54,7 @@ def test_a_grid_runs_and_dvc_finds_it_up_to_date(shell_project):
 
 
 def test_each_stage_has_a_gpu_of_its_own_and_its_threads(shell_project):
-    use = 'echo "$CUDA_VISIBLE_DEVICES $OMP_NUM_THREADS" > {0}.gpu; sleep 3'
+    use = 'echo "$CUDA_VISIBLE_DEVICES $OMP_NUM_THREADS" > {0}.gpu; sleep 2'
     project = shell_project({name: (use.format(name), []) for name in ("a", "b", "c")})
     needs(project, **dict.fromkeys("abc", "{gpus: 1, cpus: 3, memory_gib: 1}"))
     os.environ.pop("OMP_NUM_THREADS", None)
@@ -122,7 +122,9 @@ def test_what_is_killed_is_tried_again(shell_project):
 COMMAND = [sys.executable, "-m", "mmseg_cli", "ablate", "--executor", "local", "--jobs", "2"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL]
+)
 def test_whatever_ends_the_driver_lets_stages_save_and_leaves_no_process(shell_project, number):
     mark = f"77{os.getpid()}.5"
     saves = f"trap 'kill $!; echo saved > $1.saved; exit 130' INT TERM; sleep {mark} & touch $1.began; wait"

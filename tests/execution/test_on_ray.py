@@ -12,7 +12,6 @@ import yaml
 from mmseg_cli.errors import MmsegError
 from mmseg_cli.execution import clone, drive, dvc
 from mmseg_cli.execution.jobs import State
-from tests.conftest import run_outside
 from tests.execution.conftest import REPOSITORY, alive
 from tests.execution.test_local import GRID, needs
 from tests.execution.test_stage import until
@@ -67,6 +66,7 @@ def test_a_grid_runs_and_dvc_finds_it_up_to_date(cluster, shell_project):
     assert "Running stage 'a'" in (project.root / ".work" / "execution" / "demo" / "a.log").read_text()
 
 
+@pytest.mark.slow
 def test_no_more_run_at_once_than_there_are_cpus(cluster, shell_project):
     watch = "touch {0}.runs; sleep 2; ls *.runs | wc -l > {0}.seen; sleep 1; rm {0}.runs"
     project = shell_project({name: (watch.format(name), []) for name in "abcd"})
@@ -101,6 +101,7 @@ def test_a_lost_node_is_noticed_and_its_stage_runs_again(cluster, shell_project)
     until(lambda: not alive(mark))
 
 
+@pytest.mark.slow
 def test_stopping_lets_stages_save_and_leaves_no_process(cluster, shell_project):
     saves = "trap 'echo saved > saved; exit 130' INT; touch began; while true; do sleep 0.05; done"
     project = shell_project({"a": (f'bash -c "{saves}"', []), "b": ("sleep 60", []), "c": ("sleep 60", [])})
@@ -139,10 +140,10 @@ def test_what_no_node_has_is_said_before_anything_runs(cluster, shell_project):
     ],
 )
 def test_an_address_where_no_cluster_is_is_one_line(shell_project, address, said):
-    shell_project({"a": ("true", [])})
-    ended = run_outside("ablate", "--executor", "ray", "--address", address)
-    assert ended.code == 2
-    assert said in ended.one_error()
+    project = shell_project({"a": ("true", [])})
+    with pytest.raises(MmsegError) as error:
+        OnRay(project.paths, project.params, jobs=None, address=address)
+    assert str(error.value).startswith(said)
 
 
 LADDER = {
@@ -186,6 +187,7 @@ def without_a_shared_folder(shell_project, tmp_path):
     return project
 
 
+@pytest.mark.slow
 def test_machines_without_a_shared_folder_have_clones(cluster, without_a_shared_folder, tmp_path):
     project = without_a_shared_folder
     project.git("push", "--quiet", "origin", "HEAD:main")
@@ -202,6 +204,29 @@ def test_machines_without_a_shared_folder_have_clones(cluster, without_a_shared_
     assert dvc.graph(project.paths).to_run() == {}
     assert project.dvc("repro").count("didn't change, skipping") == 4
     assert "Running stage 'train'" in (project.root / ".work" / "execution" / "demo" / "train.log").read_text()
+
+
+@pytest.mark.slow
+def test_two_trainings_share_a_clone_and_a_half_made_one_is_made_again(cluster, without_a_shared_folder, tmp_path):
+    project = without_a_shared_folder
+    stages = yaml.safe_load((project.root / "dvc.yaml").read_text())["stages"]
+    del stages["evaluate"], stages["ablate"]
+    train = stages.pop("train")
+    for name in ("one", "two"):
+        command = f"mkdir -p runs/{name} && sleep 4 && cat data/manifest > runs/{name}/weights && pwd >> where-{name}"
+        stages[name] = {**train, "cmd": command, "outs": [f"runs/{name}"]}
+    (project.root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    project.git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--all", "--message", "two")
+    project.git("push", "--quiet", "origin", "HEAD:main")
+    half = clone.unpack_folder(clone.source_of(project.paths), str(tmp_path / "elsewhere")).with_suffix(".half")
+    half.mkdir(parents=True)
+    (half / "dvc.yaml").write_text("of a clone that was killed")
+    jobs = driven(project)
+    assert [(job.stage, job.state, job.why) for job in jobs if job.state is not State.DONE] == []
+    (elsewhere,) = [folder for folder in (tmp_path / "elsewhere").iterdir() if folder.is_dir()]
+    for name in ("one", "two"):
+        assert (elsewhere / f"where-{name}").read_text().strip() == str(elsewhere)
+        assert (project.root / "runs" / name / "weights").read_text() == "1"
 
 
 @pytest.mark.parametrize(
@@ -225,5 +250,5 @@ def test_clones_need_a_remote(without_a_shared_folder):
     project.dvc("remote", "remove", "weights")
     project.git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--all", "--message", "none")
     project.git("push", "--quiet", "origin", "HEAD:main")
-    with pytest.raises(MmsegError, match=r"execution.clones: DVC has no remote for the weights to travel by: run `dvc"):
+    with pytest.raises(MmsegError, match=r"execution.clones: .dvc/config names no default remote for the weights"):
         clone.source_of(project.paths)

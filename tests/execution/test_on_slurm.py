@@ -43,6 +43,7 @@ def test_a_grid_runs_as_jobs_and_dvc_finds_it_up_to_date(shell_project):
     assert "Running stage 'a'" in (project.root / ".work" / "execution" / "demo" / "a.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_says_why_and_one_that_is_killed_is_tried_again(shell_project):
     fails = "echo 'mmseg: error: train.steps: too few: raise it' >&2; exit 2"
     once = "test -e again || { touch again; kill -KILL $$; }"
@@ -54,6 +55,7 @@ def test_a_job_that_fails_says_why_and_one_that_is_killed_is_tried_again(shell_p
     assert jobs.of["ablate"].state is State.LEFT_OUT
 
 
+@pytest.mark.slow
 def test_a_job_whose_process_slurm_kills_is_tried_again(shell_project):
     mark = f"55{os.getpid()}.5"
     once = f"test -e again || {{ touch again; exec sleep {mark}; }}"
@@ -81,6 +83,7 @@ def test_a_warning_of_slurm_saves_and_hands_the_stage_over_again(shell_project):
     assert (jobs.of["a"].state, jobs.of["a"].tries) == (State.DONE, 1)  # for us it is one try
 
 
+@pytest.mark.slow
 def test_stopping_lets_jobs_save_and_leaves_no_process(shell_project):
     saves = "trap 'echo saved > saved; exit 130' INT TERM; touch began; while true; do sleep 0.05; done"
     project = shell_project({"a": (f'bash -c "{saves}"', [])})

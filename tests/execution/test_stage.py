@@ -6,6 +6,7 @@ import fcntl
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -69,16 +70,40 @@ def test_a_signal_lets_the_stage_save_and_is_told_by_the_exit_code(shell_project
 def test_nothing_outlives_whoever_is_killed(shell_project, who):
     mark = f"sleep 987.{os.getpid()}"
     project = shell_project({"one": (f"exec {mark}", [])})
-    command = stage.command(project.root, "one", log=project.root / "log")
-    outer = subprocess.Popen(
-        ["python", "-c", f"import subprocess; subprocess.run({command!r})"], cwd=project.root, start_new_session=True
+    starter = (
+        "import pathlib, subprocess; from mmseg_cli.execution import stage;"
+        "here = pathlib.Path.cwd(); subprocess.run(stage.command(here, 'one', log=here / 'log'))"
     )
+    outer = subprocess.Popen([sys.executable, "-c", starter], cwd=project.root, start_new_session=True)
     until(lambda: alive(mark))
-    killed = outer.pid if who == "the starter" else alive("mmseg_cli.execution.stage")[0]
+    killed = outer.pid if who == "the starter" else alive(f"execution.stage {project.root}")[0]
     os.kill(killed, signal.SIGKILL)
     until(lambda: not alive(mark))
     until(lambda: not alive(str(project.root)))
     outer.wait()
+
+
+def test_a_stage_whose_starter_is_gone_does_not_begin(shell_project):
+    project = shell_project({"one": ("touch began", [])})
+    command = stage.command(project.root, "one", log=project.root / "log")
+    starter = f"import subprocess; print(subprocess.run({command!r}).returncode)"  # not the one that it is meant for
+    done = subprocess.run([sys.executable, "-c", starter], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(128 + signal.SIGTERM)
+    assert not (project.root / "began").exists()
+
+
+def test_a_second_signal_kills_a_stage_that_does_not_end(shell_project):
+    mark = f"44{os.getpid()}.5"
+    stays = f"trap '' INT TERM; touch began; sleep {mark}; sleep {mark}"
+    project = shell_project({"one": (f'bash -c "{stays}"', [])})
+    process = begun(project, "one")
+    until((project.root / "began").is_file)
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 128 + signal.SIGTERM
+    until(lambda: not alive(mark))
 
 
 def test_a_stage_waits_while_another_dvc_is_at_work(shell_project):

@@ -13,6 +13,7 @@ import pytest
 
 from tests.pipeline.tiny import TinyProject
 
+pytestmark = pytest.mark.slow  # it runs a pipeline of its own
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
