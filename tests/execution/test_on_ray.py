@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import threading
 
 import pytest
 import yaml
@@ -72,33 +71,6 @@ def test_no_more_run_at_once_than_there_are_cpus(cluster, shell_project):
     project = shell_project({name: (watch.format(name), []) for name in "abcd"})
     driven(project)
     assert [int((project.root / f"{name}.seen").read_text()) <= 2 for name in "abcd"] == [True] * 4
-
-
-@pytest.mark.slow
-def test_a_lost_node_is_noticed_and_its_stage_runs_again(cluster, shell_project):
-    mark = f"66{os.getpid()}.5"
-    once = f"test -e again || {{ touch again; exec sleep {mark}; }}"
-    project = shell_project({"a": ("true", []), "b": ("true", [])})
-    (project.root / "dvc.yaml").write_text(
-        (project.root / "dvc.yaml").read_text().replace("cmd: true && touch b.out", f"cmd: {once} && touch b.out")
-    )
-    engine, jobs = begun(project)
-
-    def kill():
-        until(lambda: alive(mark))
-        (worker,) = cluster.worker_nodes  # the stage may be on the other node: then the driver's own half goes on
-        cluster.remove_node(worker, allow_graceful=False)
-        cluster.add_node(**NODE)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    try:
-        drive.drive(jobs, engine, paths=project.paths, params=project.params, show=lambda status: None)
-    finally:
-        engine.close()
-        killer.join()
-    assert jobs.count(State.DONE) == 2
-    until(lambda: not alive(mark))
 
 
 @pytest.mark.slow

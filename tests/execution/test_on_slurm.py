@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 
@@ -109,21 +110,43 @@ def test_slurm_is_asked_for_what_a_stage_needs(shell_project, monkeypatch):
     def submit(executor, work):
         assert isinstance(work, Work)
         scripts.append(executor._executor._make_submission_file_text("command", "uid"))
+        if len(scripts) == 2:
+            raise submitit.core.utils.FailedJobError("sbatch: QOSMaxSubmitJobPerUserLimit")
+        return SimpleNamespace(job_id=str(len(scripts)), done=lambda: False)
 
     monkeypatch.setattr("submitit.AutoExecutor.submit", submit)
     engine.submit(jobs.of["a"])
     for line in ("--job-name=a", "--cpus-per-task=9", "--gpus-per-node=2", "--mem=64G", "--partition=gpu", "--time=90"):
         assert f"#SBATCH {line}" in scripts[0], scripts[0]
     assert "#SBATCH --exclusive" in scripts[0]
-    assert "--signal=USR2@300" in scripts[0]
-    engine.submit(jobs.of["b"])
+    assert "--signal=USR2@360" in scripts[0]
+    assert (project.root / ".work/execution/demo/slurm/handed.json").read_text().split() == ["[", '"1"', "]"]
+    engine.submit(jobs.of["b"])  # refused, as the queue is full: it is offered again later
+    assert not engine.takes(jobs.of["b"])
+    assert [(one.stage, one.unbegun) for one in engine.ended()] == [("b", True)]
     assert "--exclusive" not in scripts[1]
     assert "--cpus-per-task=1\n" in scripts[1]
     text = text.replace("partition: gpu", "no_such_parameter: 1")
     (project.root / "params.yaml").write_text(text)
+    (project.root / ".work/execution/demo/slurm/handed.json").unlink()
     wrong = OnSlurm(project.paths, project.params, jobs=None, cluster="slurm")
     with pytest.raises(MmsegError, match=r"execution.slurm: Slurm does not take a .*no_such_parameter"):
         wrong.submit(jobs.of["a"])
+
+
+def test_what_a_killed_driver_left_in_the_queue_is_cancelled(shell_project, monkeypatch, tmp_path):
+    project = shell_project(GRID)
+    (tmp_path / "scancel").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/cancelled\n')
+    (tmp_path / "scancel").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr("submitit.slurm.slurm.SlurmExecutor.affinity", classmethod(lambda cls: 2))
+    folder = project.root / ".work" / "execution" / "demo" / "slurm"
+    folder.mkdir(parents=True)
+    (folder / "handed.json").write_text('["12", "13"]')
+    OnSlurm(project.paths, project.params, jobs=None)
+    assert (tmp_path / "cancelled").read_text().split() == ["12", "13"]
+    OnSlurm(project.paths, project.params, jobs=None)
+    assert (tmp_path / "cancelled").read_text().split() == ["12", "13"]
 
 
 def test_where_there_is_no_slurm_that_is_said(shell_project, monkeypatch):
