@@ -128,6 +128,8 @@ def accuracy(
     from mmseg_cli.cli import screen
     from mmseg_cli.data.store import open_store
 
+    if budgets is not None and hold_out is not None:
+        raise MmsegError("--hold-out", "is for trials, of which --budgets has none", "leave one of them out")
     paths, params = load(preset)
     ours = variants_of(params, variants)
     names = peers_of(chosen)

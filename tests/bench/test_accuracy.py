@@ -288,6 +288,8 @@ def test_the_command_goes_to_its_report(prepared, small):
         (["--variants", ","], "--variants: is empty"),
         (["--variants", "nobody"], "nobody"),
         (["--peers", "nobody"], "--peers: unknown name 'nobody'"),
+        (["--hold-out", "a", "--budgets", "b.json"], "--hold-out: is for trials, of which --budgets has none"),
+        (["--budgets", "none.json", "--peers", "none"], "none.json: missing"),
         (["--hold-out", "nothing", "--peers", "none"], "--hold-out: holds out 0 of 5 training images"),
     ],
 )
