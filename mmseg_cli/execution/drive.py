@@ -125,6 +125,8 @@ def drive(jobs: Jobs, engine: Engine, *, paths: Paths, params: Params, show: Sho
         while not jobs.finished:
             changed = _submit(jobs, engine)
             for ended in engine.ended():
+                job = jobs.of[ended.stage]
+                _note_progress(jobs, job, progress.of(paths, params, job.stage, since=job.began or 0.0))
                 _settle(jobs, ended)
                 changed = True
             if changed or time.monotonic() - looked > LOOK_SECONDS:
@@ -177,6 +179,9 @@ def _look(jobs: Jobs, engine: Engine, *, paths: Paths, params: Params) -> None:
     for stage, news in engine.news().items():
         job = jobs.of[stage]
         job.machine = news.machine or job.machine
-        found = news.progress or progress.of(paths, params, stage, since=job.began or 0.0)
-        if found is not None:
-            jobs.reached(job, step=found.step, steps=found.steps, loss=found.loss)
+        _note_progress(jobs, job, news.progress or progress.of(paths, params, stage, since=job.began or 0.0))
+
+
+def _note_progress(jobs: Jobs, job: Job, found: progress.Progress | None) -> None:
+    if found is not None:
+        jobs.reached(job, step=found.step, steps=found.steps, loss=found.loss)

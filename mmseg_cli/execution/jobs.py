@@ -32,7 +32,8 @@ class Job:
         machine: that runs it, or ran it last.
         tries: how often it was begun.
         in_vain: how many of the last tries were lost without a step gained.
-        step: the training step that the newest try was seen to reach; 0 for a stage without steps.
+        step: the highest training step that was seen; 0 for a stage without steps.
+        step_before: the same when a try was lost last.
         first_step: where that try was first seen.
         first_seen: when that was.
         steps: of the whole training, if it is one.
@@ -53,6 +54,7 @@ class Job:
     tries: int = 0
     in_vain: int = 0
     step: int = 0
+    step_before: int = 0
     first_step: int | None = None
     first_seen: float = 0.0
     steps: int | None = None
@@ -124,8 +126,6 @@ class Jobs:
         """A training has been seen at a step."""
         if job.first_step is None:
             job.first_step, job.first_seen = step, clock()
-        elif step > job.step:
-            job.in_vain = 0
         job.step, job.steps, job.loss = max(step, job.step), steps, loss
 
     def done(self, job: Job, *, clock: Callable[[], float] = time.time) -> None:
@@ -134,7 +134,8 @@ class Jobs:
 
     def lost(self, job: Job, why: str, *, clock: Callable[[], float] = time.time) -> None:
         """Its machine was lost, or a signal stopped it: it is tried again, unless that has been in vain too often."""
-        job.in_vain += 1
+        job.in_vain = 0 if job.step > job.step_before else job.in_vain + 1
+        job.step_before = job.step
         if job.in_vain > self.retries:
             self.fail(job, f"{why}, {job.in_vain} times in a row without a step gained", clock=clock)
         else:
