@@ -161,6 +161,7 @@ class OnRay:
         self.paths, self.params, self.jobs = paths, params, jobs
         self.ours = not ray.is_initialized()  # a test has begun one in this process
         if self.ours:
+            _hush()
             handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
             try:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
@@ -329,6 +330,14 @@ class OnRay:
                 ray.shutdown()
             else:
                 ray.kill(self.told)
+
+
+def _hush() -> None:
+    """Keep Ray from printing a node's last state, a hundred lines of it, on our screen; it has no switch for that."""
+    from ray._private import worker
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda *arguments, **named: None
 
 
 def _asked(ref: Any) -> Any:

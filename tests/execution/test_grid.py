@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "memory": 8 * 2**30}
 COSTS = ("seconds", "ratio", "bytes", "joules")  # in a column's name: it is measured
-TRAINED_LONG = 2000  # steps, each some ten milliseconds
+TRAINED_LONG = 1200  # steps, each some ten milliseconds
 
 
 def made(root: Path, *, steps: int | None = None) -> TinyProject:
@@ -41,16 +41,18 @@ def made(root: Path, *, steps: int | None = None) -> TinyProject:
     return project
 
 
-def ablate(project: TinyProject, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "mmseg_cli", "ablate", *arguments],
-        cwd=project.root,
-        env=project.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+def ablate(project: TinyProject, *arguments: str, output: Path | None = None) -> subprocess.Popen[str]:
+    """`mmseg ablate`; what it prints goes to a pipe, or into a file."""
+    with output.open("w") if output else contextlib.nullcontext(subprocess.PIPE) as target:
+        return subprocess.Popen(
+            [sys.executable, "-m", "mmseg_cli", "ablate", *arguments],
+            cwd=project.root,
+            env=project.environment,
+            stdout=target,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
 
 
 def weights(project: TinyProject) -> dict[str, str]:
@@ -150,22 +152,26 @@ def test_a_node_killed_ten_times_ends_with_the_bytes_of_a_quiet_run(tmp_path):
     project = made(tmp_path / "killed" / "project", steps=TRAINED_LONG)
     cluster = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0, "include_dashboard": False})
     node = cluster.add_node(**NODE)  # the only one that has room for a stage
-    driver = ablate(project, "--executor", "ray", "--address", cluster.address)
+    output = tmp_path / "output"
+    driver = ablate(project, "--executor", "ray", "--address", cluster.address, output=output)
     try:
         for _ in range(10):
             before = _step(project)
             until(lambda before=before: _step(project) > before + 25 or driver.poll() is not None, seconds=240)
-            assert driver.poll() is None, driver.communicate()[0]
+            assert driver.poll() is None, output.read_text()
             cluster.remove_node(node, allow_graceful=False)
             for pid in set(inside(project.root)) - {driver.pid}:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)  # all that the machine had, before it can save anything
             node = cluster.add_node(**NODE)
-        told, _ = driver.communicate(timeout=900)
+        assert driver.wait(timeout=900) == 0, output.read_text()
     finally:
         driver.kill()
         cluster.shutdown()
+    told = output.read_text()
     assert "ablation of demo" in told, told
+    assert "state-dump" not in told  # Ray's own last words
+    assert told.count("train@mbconv-0: to be tried again: ") == 10
     log = project.root / ".work" / "execution" / "demo" / "train@mbconv-0.log"
     assert log.read_text().count("going on after step") == 10
     assert weights(project) == weights(quiet)
