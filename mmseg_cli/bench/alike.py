@@ -154,6 +154,13 @@ def preset(block: str, size: Size) -> dict[str, Any]:
             "deterministic": False,
             "validation_batch": AT_ONCE,
         },
+        "execution": {
+            "needs": {"other": {"gpus": 0, "cpus": 1, "memory_gib": 1}},
+            "retries": 0,
+            "clones": None,
+            "save_minutes": 1,
+            "slurm": {},
+        },
         "tracking": {"enabled": False, "uri": None, "experiment": "alike"},
     }
 

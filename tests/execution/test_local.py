@@ -130,7 +130,14 @@ def test_whatever_ends_the_driver_lets_stages_save_and_leaves_no_process(shell_p
     saves = f"trap 'kill $!; echo saved > $1.saved; exit 130' INT TERM; sleep {mark} & touch $1.began; wait"
     project = shell_project({name: (f"bash saves {name}", []) for name in ("a", "b")})
     (project.root / "saves").write_text(f"{saves}\n")
-    driver = subprocess.Popen(COMMAND, cwd=project.root, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    driver = subprocess.Popen(
+        COMMAND,
+        cwd=project.root,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored in a background shell
+    )
     until(lambda: len(list(project.root.glob("*.began"))) == 2)
     driver.send_signal(number)
     _, told = driver.communicate(timeout=60)

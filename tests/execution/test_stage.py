@@ -68,14 +68,16 @@ def test_a_signal_lets_the_stage_save_and_is_told_by_the_exit_code(shell_project
 
 @pytest.mark.parametrize("who", ["the starter", "the stage's own process"])
 def test_nothing_outlives_whoever_is_killed(shell_project, who):
-    mark = f"sleep 987.{os.getpid()}"
-    project = shell_project({"one": (f"exec {mark}", [])})
+    mark = f"time.sleep(987.{os.getpid()})"
+    ends_with_dvc = "import time; from mmseg_cli import runtime; runtime.die_with_parent()"  # as mmseg does
+    ends_with_dvc += f'; open("began", "w"); {mark}'
+    project = shell_project({"one": (f"exec python -c '{ends_with_dvc}'", [])})
     starter = (
         "import pathlib, subprocess; from mmseg_cli.execution import stage;"
         "here = pathlib.Path.cwd(); subprocess.run(stage.command(here, 'one', log=here / 'log'))"
     )
     outer = subprocess.Popen([sys.executable, "-c", starter], cwd=project.root, start_new_session=True)
-    until(lambda: alive(mark))
+    until((project.root / "began").is_file)
     killed = outer.pid if who == "the starter" else alive(f"execution.stage {project.root}")[0]
     os.kill(killed, signal.SIGKILL)
     until(lambda: not alive(mark))
