@@ -171,12 +171,18 @@ def algorithms_untried() -> AbstractContextManager[None]:
     return switched(torch.backends.cudnn, "benchmark", False)
 
 
+def signal_at_parents_death(number: int) -> None:
+    """Ask the kernel for a signal when the process that started this one dies; Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+
 def die_with_parent() -> None:
     """Under DVC or a launcher, ask the kernel for SIGTERM when it dies: a killed `dvc repro` must leave no trainer
     behind."""
     if sys.platform == "linux" and not {"DVC_STAGE", "TORCHELASTIC_RUN_ID"}.isdisjoint(os.environ):
         parent = os.getppid()
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        signal_at_parents_death(signal.SIGTERM)
         if os.getppid() != parent:  # it died before the request
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -189,8 +195,7 @@ def serve_parent(_number: int = 0) -> None:
     """
     for number in SENT_TO_ALL:
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    signal_at_parents_death(signal.SIGKILL)
 
 
 class StopRequest:

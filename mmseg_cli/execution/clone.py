@@ -74,17 +74,22 @@ class Parcel:
     files: bytes
 
 
+def environment(root: Path) -> dict[str, str]:
+    """Of what is called in a clone: its own code is run there, whatever is installed."""
+    first = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    return dvc.environment() | {"PYTHONPATH": first}
+
+
 def _run(command: Sequence[str], *, cwd: Path, where: str) -> str:
     """What a program printed.
 
     Raises:
         MmsegError: it failed.
     """
-    paths = os.pathsep.join(filter(None, [str(cwd), os.environ.get("PYTHONPATH")]))  # a clone's code, not the installed
     done = subprocess.run(
         command,
         cwd=cwd,
-        env={**dvc.environment(), **NO_QUESTIONS, "PYTHONPATH": paths},
+        env=environment(cwd) | NO_QUESTIONS,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -230,10 +235,9 @@ def unpack(parcel: Parcel) -> Paths:
         _unpacked(paths, parcel)
         for address in prepared:
             where = f"{dvc.name_of(address)} in {root}"
-            status = _run([*dvc.patient(), "status", "--json", address], cwd=root, where=where)
-            if json.loads(
-                status or "{}"
-            ):  # asked first: others may read the data, and DVC wants them for itself to look
+            # Asked first: others may read the data, and to make them DVC wants them for itself, before it looks.
+            changed = _run([*dvc.patient(), "status", "--json", address], cwd=root, where=where)
+            if json.loads(changed or "{}"):
                 _run([*dvc.patient(), "repro", "--single-item", address], cwd=root, where=where)
         pull(paths, [one for one in parcel.before if one not in prepared and dvc.name_of(one) in parcel.entries])
     return paths

@@ -97,13 +97,11 @@ def work(of: Work, told: Any) -> Outcome:
         log = paths.root / of.log.relative_to(of.paths.root)
     log.parent.mkdir(parents=True, exist_ok=True)
     start = log.stat().st_size if log.is_file() else 0
-    environment = {**os.environ, THREADS: of.threads}
-    if of.parcel is not None:  # what is trained there is the clone's code, whatever is installed
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(paths.root), os.environ.get("PYTHONPATH")]))
+    environment = dict(os.environ) if of.parcel is None else clone.environment(paths.root)
     process = subprocess.Popen(
         stage.command(paths.root, of.stage, log=log),
         cwd=paths.root,
-        env=environment,
+        env=environment | {THREADS: of.threads},
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )

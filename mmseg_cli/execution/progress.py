@@ -11,10 +11,10 @@ from mmseg_cli.execution import dvc
 from mmseg_cli.names import LADDER
 from mmseg_cli.params import Params
 from mmseg_cli.paths import Paths
+from mmseg_cli.training.history import HISTORY
 
 TAIL_BYTES = 4096  # of a history, which hold its last rows
 SKEW_SECONDS = 5.0  # between the clocks of machines that share a folder
-HISTORY = "history.jsonl"  # as `mmseg_cli.training.history` names it, which needs torch
 
 
 @dataclass(frozen=True)

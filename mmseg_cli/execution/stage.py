@@ -7,7 +7,6 @@ which DVC hides. Whatever ends this process, or whoever started it, ends the sta
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import platform
 import random
@@ -23,7 +22,7 @@ from types import FrameType
 from mmseg_cli.errors import INTERRUPTED
 from mmseg_cli.execution import dvc
 from mmseg_cli.files import write_json
-from mmseg_cli.runtime import PR_SET_PDEATHSIG, SENT_TO_ALL
+from mmseg_cli.runtime import SENT_TO_ALL, signal_at_parents_death
 
 LOST = 75  # EX_TEMPFAIL of sysexits.h: DVC was busy for all of BUSY_SECONDS
 BUSY_SECONDS = 600.0
@@ -73,12 +72,6 @@ def code_of(text: str, code: int) -> int:
     return INTERRUPTED - found if found < 0 else found
 
 
-def die_with_parent(number: int) -> None:
-    """Ask the kernel for a signal when the process that started this one dies; Linux only."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
-
-
 def as_child() -> None:
     """In a process of ours before its program starts: as a shell would start it, whatever an engine did to ours.
 
@@ -88,7 +81,7 @@ def as_child() -> None:
     for number in SENT_TO_ALL:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    die_with_parent(signal.SIGTERM)
+    signal_at_parents_death(signal.SIGTERM)
 
 
 class Passed:
@@ -166,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--told", type=Path)
     given = parser.parse_args(arguments)
-    die_with_parent(signal.SIGTERM)
+    signal_at_parents_death(signal.SIGTERM)
     if os.getppid() != given.parent:  # it died before we asked
         return INTERRUPTED + signal.SIGTERM
     if given.told is not None:
