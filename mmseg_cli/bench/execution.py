@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,8 +138,8 @@ def run(
             jobs = drive.jobs_of(graph, paths, params, gpus=0)
             assert len(jobs.of) == few
             begun = time.perf_counter()
-            engine = Local(paths.root, jobs=1, gpus=[])
-            drive.drive(jobs, engine, paths=paths, params=params, show=lambda status: None)
+            with closing(Local(paths.root, jobs=1, gpus=[])) as engine:
+                drive.drive(jobs, engine, paths=paths, params=params, show=lambda status: None)
             driven.append((time.perf_counter() - begun) / few)
             advance()
         sizes[str(stages)] = {"alone": alone, "driven": driven, "graph": graphs, "handed": handed}

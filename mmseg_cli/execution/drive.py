@@ -121,18 +121,20 @@ def drive(jobs: Jobs, engine: Engine, *, paths: Paths, params: Params, show: Sho
     """
     status = Status(engine.name, platform.node(), time.time(), time.time(), list(jobs))
     looked = 0.0
+    changed = False
     try:
         while not jobs.finished:
-            changed = _submit(jobs, engine)
+            changed |= _submit(jobs, engine)
+            if changed or time.monotonic() - looked > LOOK_SECONDS:  # while what was handed over begins
+                looked = time.monotonic()
+                _look(jobs, engine, paths=paths, params=params)
+                status = _tell(status, paths, show)
+                changed = False
             for ended in engine.ended():
                 job = jobs.of[ended.stage]
                 _note_progress(jobs, job, progress.of(paths, params, job.stage, since=job.began or 0.0))
                 _settle(jobs, ended)
                 changed = True
-            if changed or time.monotonic() - looked > LOOK_SECONDS:
-                looked = time.monotonic()
-                _look(jobs, engine, paths=paths, params=params)
-                status = _tell(status, paths, show)
     except BaseException:
         engine.stop(seconds=MINUTE * params.execution.save_minutes)
         for job in jobs:

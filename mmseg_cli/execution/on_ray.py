@@ -320,6 +320,7 @@ class OnRay:
         """Leave the cluster, which goes on; what was made in clones is laid out here as well."""
         import ray
 
+        self.home.close()
         try:
             if self.made:
                 clone.pull(self.paths, self.made)

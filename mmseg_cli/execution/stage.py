@@ -7,6 +7,7 @@ which DVC hides. Whatever ends this process, or whoever started it, ends the sta
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import random
@@ -15,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -42,8 +43,17 @@ def command(root: Path, stage: str, *, log: Path, told: Path | None = None) -> l
         told: a file to say in where and when it began.
     """
     more = [] if told is None else ["--told", str(told)]
-    own = ["--parent", str(os.getpid())]
-    return [sys.executable, "-m", "mmseg_cli.execution.stage", str(root), stage, str(log), *own, *more]
+    return [*waiting(root), "--stage", stage, "--log", str(log), *more]
+
+
+def waiting(root: Path) -> list[str]:
+    """The same for one that is started before it is known what for: `order` is what it reads, or nothing."""
+    return [sys.executable, "-m", "mmseg_cli.execution.stage", str(root), "--parent", str(os.getpid())]
+
+
+def order(stage: str, *, log: Path, environment: Mapping[str, str]) -> bytes:
+    """What a process that waits is to be given as its input: the arguments of `command`, and variables to set."""
+    return json.dumps({"stage": stage, "log": str(log), "environment": dict(environment)}).encode()
 
 
 def said(text: str) -> str:
@@ -154,14 +164,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the stage that the command line names."""
     parser = argparse.ArgumentParser(description="one stage of a grid, for `mmseg ablate --executor`")
     parser.add_argument("root", type=Path)
-    parser.add_argument("stage")
-    parser.add_argument("log", type=Path)
     parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--stage", help="read from the input if it is not here, and the log likewise")
+    parser.add_argument("--log", type=Path)
     parser.add_argument("--told", type=Path)
     given = parser.parse_args(arguments)
     signal_at_parents_death(signal.SIGTERM)
     if os.getppid() != given.parent:  # it died before we asked
         return INTERRUPTED + signal.SIGTERM
+    if given.stage is None:
+        text = sys.stdin.read()
+        if not text:  # there was nothing to do
+            return 0
+        ordered = json.loads(text)
+        os.environ.update(ordered["environment"])
+        given.stage, given.log = ordered["stage"], Path(ordered["log"])
     if given.told is not None:
         write_json(given.told, {"machine": platform.node(), "pid": os.getpid(), "began": time.time()})
     return run(given.root, given.stage, log=given.log)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import pytest
 
@@ -36,11 +37,12 @@ def needs(project, **kinds):
 
 def driven(project, *, jobs=2, gpus=()):
     params = project.params
-    engine = Local(project.root, jobs=jobs, gpus=gpus)
-    wanted = drive.jobs_of(dvc.graph(project.paths), project.paths, params, gpus=len(gpus))
-    for job in wanted:
-        engine.require(job)
-    drive.drive(wanted, engine, paths=project.paths, params=params, show=lambda status: None)
+    with closing(Local(project.root, jobs=jobs, gpus=gpus)) as engine:
+        wanted = drive.jobs_of(dvc.graph(project.paths), project.paths, params, gpus=len(gpus))
+        for job in wanted:
+            engine.require(job)
+        drive.drive(wanted, engine, paths=project.paths, params=params, show=lambda status: None)
+    assert not alive(f"execution.stage {project.root}")
     return wanted
 
 
