@@ -149,6 +149,7 @@ def test_the_door_itself_loads_nothing():
     assert (Path(mmseg_cli.__file__).parent / "py.typed").is_file()
 
 
+@pytest.mark.slow
 def test_a_user_s_script_is_typed(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(

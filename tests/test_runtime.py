@@ -45,6 +45,7 @@ def trained(how):
     return int(faults), losses
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
 def test_freed_memory_is_kept_for_the_next_step():
     """The numbers are the same; the system is hardly asked for pages any more."""

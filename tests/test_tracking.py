@@ -583,6 +583,7 @@ def steps_of(of: Any, run_id: str) -> list[int]:
     return sorted(point.step for point in of.get_metric_history(run_id, "loss"))
 
 
+@pytest.mark.slow
 def test_a_real_server_killed_and_restarted_has_the_whole_run(
     server: Server, start: Any, warnings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

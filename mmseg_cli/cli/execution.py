@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Literal
 import typer
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
+from mmseg_cli.cli import screen
 from mmseg_cli.errors import INTERRUPTED, Interrupted, MmsegError
 from mmseg_cli.execution import board, drive, dvc
 from mmseg_cli.execution.jobs import Jobs, State
@@ -25,15 +24,6 @@ if TYPE_CHECKING:
 
 Executor = Literal["local", "ray", "slurm"]
 OTHER_LINES = 6  # of a terminal, beside the rows of the live table
-
-
-def _table(status: drive.Status, *, limit: int | None) -> Table:
-    shown = Table(title=board.summary(status), title_justify="left")
-    for heading in board.HEADINGS:
-        shown.add_column(heading, overflow="fold")
-    for row in board.rows(status, limit=limit):
-        shown.add_row(*map(Text, row))
-    return shown
 
 
 class Show:
@@ -58,7 +48,8 @@ class Show:
     def __call__(self, status: drive.Status) -> None:
         """Show a status."""
         if self._live is not None:
-            self._live.update(_table(status, limit=max(4, self._console.height - OTHER_LINES)), refresh=True)
+            rows = board.rows(status, limit=max(4, self._console.height - OTHER_LINES))
+            self._live.update(screen.text_table(board.summary(status), board.HEADINGS, rows), refresh=True)
             return
         for line in self._changes.lines(status):
             self._console.print(line, markup=False, highlight=False)
@@ -163,6 +154,6 @@ def status(paths: Paths) -> None:
         todo = f"start it by `mmseg ablate --executor local --preset {paths.preset}`"
         raise MmsegError("--status", f"no grid of {paths.preset} has been run by an executor here", todo)
     found = drive.Status.read(file)
-    Console(width=None if sys.stdout.isatty() else 200).print(_table(found, limit=None))
+    screen.listing(board.summary(found), board.HEADINGS, board.rows(found))
     if not is_held(drive.lock(paths)) and any(job.state in (State.RUNNING, State.WAITING) for job in found.jobs):
         typer.echo(f"nobody runs it now: its driver on {found.machine} has ended; the same command goes on with it")

@@ -50,14 +50,19 @@ def table(title: str | None, headings: Iterable[str], rows: Iterable[Iterable[st
     Console(width=None if sys.stdout.isatty() else 1000).print(shown)
 
 
-def listing(title: str, headings: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """A table of texts on stdout, whose long cells are folded rather than cut."""
+def text_table(title: str, headings: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+    """A table of texts, whose long cells are folded rather than cut."""
     shown = Table(title=title, title_justify="left")
     for heading in headings:
         shown.add_column(heading, overflow="fold")
     for row in rows:
         shown.add_row(*map(Text, row))
-    Console(width=None if sys.stdout.isatty() else 160).print(shown)
+    return shown
+
+
+def listing(title: str, headings: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """The same on stdout."""
+    Console(width=None if sys.stdout.isatty() else 160).print(text_table(title, headings, rows))
 
 
 class Screen:

@@ -166,6 +166,7 @@ def _submit(jobs: Jobs, engine: Engine) -> bool:
 def _settle(jobs: Jobs, ended: Ended) -> None:
     """What becomes of a job that ended."""
     job = jobs.of[ended.stage]
+    job.machine = ended.machine or job.machine
     if ended.code == 0:
         jobs.done(job)
     elif ended.unbegun:

@@ -18,12 +18,14 @@ class Ended:
         stage: its address.
         code: its exit code; None where its machine was lost, or whatever else kept it from one.
         why: a line; empty where it ended well.
+        machine: that ran it; empty where that is not known.
         unbegun: whether it was never begun, so that it counts for nothing.
     """
 
     stage: str
     code: int | None
     why: str
+    machine: str = ""
     unbegun: bool = False
 
 

@@ -53,6 +53,7 @@ class Work:
 class Outcome:
     """What a task returns."""
 
+    machine: str
     code: int
     why: str
     log: bytes
@@ -93,7 +94,7 @@ def work(of: Work, told: Any) -> Outcome:
         try:
             paths = clone.unpack(of.parcel)
         except MmsegError as error:
-            return Outcome(error.exit_code, f"{error} (on {machine})", b"", None)
+            return Outcome(machine, error.exit_code, f"{error} (on {machine})", b"", None)
         log = paths.root / of.log.relative_to(of.paths.root)
     log.parent.mkdir(parents=True, exist_ok=True)
     start = log.stat().st_size if log.is_file() else 0
@@ -134,7 +135,7 @@ def work(of: Work, told: Any) -> Outcome:
             parcel = clone.pack(paths, of.parcel, of.stage)
         except MmsegError as error:
             code, why = error.exit_code, f"{error} (on {machine})"
-    return Outcome(code, why, log.read_bytes()[start:], parcel)
+    return Outcome(machine, code, why, log.read_bytes()[start:], parcel)
 
 
 class OnRay:
@@ -271,8 +272,9 @@ class OnRay:
                 clone.receive(self.paths, outcome.parcel)
                 self.made.append(job.stage)
         if outcome.code < 0:
-            return Ended(job.stage, None, f"its process was ended by {signal.Signals(-outcome.code).name}")
-        return Ended(job.stage, None if outcome.code == stage.LOST else outcome.code, outcome.why)
+            why = f"its process was ended by {signal.Signals(-outcome.code).name}"
+            return Ended(job.stage, None, why, outcome.machine)
+        return Ended(job.stage, None if outcome.code == stage.LOST else outcome.code, outcome.why, outcome.machine)
 
     def _stuck(self) -> list[Ended]:
         """All that was handed over, where none of it has begun for long though the cluster has room: Ray lost it."""
@@ -291,7 +293,6 @@ class OnRay:
         return found
 
     def _forget(self, job: Job) -> None:
-
         self.heard.pop(job.stage, None)
         _asked(self.told.forget.remote(job.stage))
 

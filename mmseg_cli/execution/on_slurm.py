@@ -172,7 +172,7 @@ class OnSlurm:
         for address, (handed, job) in list(self.handed.items()):
             if handed.done():
                 del self.handed[address]
-                found.append(_ended(handed, job))
+                found.append(replace(_ended(handed, job), machine=self._machine(job)))
                 self._note()
         if not found:
             time.sleep(PAUSE_SECONDS)
@@ -180,12 +180,11 @@ class OnSlurm:
 
     def news(self) -> Mapping[str, News]:
         """Where jobs began, which they say in a file of the shared folder."""
-        found = {}
-        for address, (_, job) in self.handed.items():
-            told = self._told(job)
-            machine = read_json(told, todo="remove it")["machine"] if told.is_file() else ""
-            found[address] = News(machine)
-        return found
+        return {address: News(self._machine(job)) for address, (_, job) in self.handed.items()}
+
+    def _machine(self, job: Job) -> str:
+        told = self._told(job)
+        return str(read_json(told, todo="remove it")["machine"]) if told.is_file() else ""
 
     def stop(self, *, seconds: float) -> None:
         """Cancel all: what runs gets a signal to save, then Slurm's own time to do so."""

@@ -154,7 +154,7 @@ def _no_charts():
         yield
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(steps=st.lists(STEPS, min_size=1, max_size=8))
 def test_the_table_is_right_or_says_what_is_missing(start, tmp_path_factory, steps):
     history = History(shutil.copytree(start, tmp_path_factory.mktemp("history") / "project"))

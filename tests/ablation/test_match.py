@@ -54,7 +54,7 @@ def count(arguments, quantity):
         ("parameters", 16, "uniform"),
         ("parameters", 40, "pyramid"),
         ("parameters", 64, "uniform"),
-        ("macs", 32, "uniform"),
+        pytest.param("macs", 32, "uniform", marks=pytest.mark.slow),
     ],
 )
 def test_counts_match_to_a_percent(base, quantity, width, layout):

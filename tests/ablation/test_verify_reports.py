@@ -375,6 +375,7 @@ def test_a_forged_digest_of_weights_is_told_by_level_2(real, mmseg):
     assert "cannot be made again" in done.one_error()
 
 
+@pytest.mark.slow
 def test_verifying_tracks_nothing_and_reads_the_same_parameters(real, mmseg, change_params):
     def change(params):
         params["tracking"].update(enabled=True, uri="http://127.0.0.1:9", experiment="no")

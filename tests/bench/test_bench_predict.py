@@ -34,6 +34,7 @@ def compared(contestants=None, *, warn=lambda text: None, advance=lambda: None, 
     )
 
 
+@pytest.mark.slow
 def test_every_way_of_every_network_is_timed_against_eager(no_compiler):
     advanced, warned = [], []
     result = compared(

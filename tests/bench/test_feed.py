@@ -5,6 +5,7 @@ import json
 from tests.conftest import run_inside
 
 
+@pytest.mark.slow
 def test_the_command_writes_its_report(tmp_path):
     words = ["--preset", "demo", "--workers", "1", "--images", "2", "--steps", "2", "--rounds", "2"]
     done = run_inside("bench", "feed", *words, "--out", tmp_path)

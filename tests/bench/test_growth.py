@@ -44,6 +44,7 @@ def counted():
     return on_paper.count("paper", NETWORK, classes=3, batch=16, size=(32, 64))
 
 
+@pytest.mark.slow
 def test_everything_is_turned_and_read(quick, tmp_path):
     totals, advanced = [], []
     result = growth.run(

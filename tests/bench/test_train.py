@@ -35,6 +35,7 @@ def compared(names, **changes):
     return json.loads(json.dumps(train.run(names, **arguments | changes))), warned
 
 
+@pytest.mark.slow
 def test_a_pair_is_compared_at_equal_cost(small):
     advanced = []
     result, warned = compared(["small"], advance=lambda: advanced.append(1))
@@ -107,6 +108,7 @@ def test_a_peer_that_cannot_be_made_is_left_out_and_said(small, monkeypatch):
     assert "Left out: small (small: needs the package x: install it)." in train.markdown(result)
 
 
+@pytest.mark.slow
 def test_a_peer_that_the_memory_does_not_suffice_for_costs_no_other(small, monkeypatch):
     class Large(Small):
         def forward(self, x_BCHW):

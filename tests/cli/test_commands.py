@@ -110,6 +110,7 @@ def test_a_project_is_the_current_folder(project, mmseg, monkeypatch, tmp_path, 
     assert os.listdir(project) == ["params.yaml"]  # noqa: PTH208
 
 
+@pytest.mark.slow
 def test_prepare_goes_on_after_sigterm(project, tmp_path):
     root = tmp_path / "many"
     trees.make_cityscapes(root, train=60, val=2, height=256)

@@ -59,7 +59,9 @@ def files(folder):
     return sorted(path.name for path in Path(folder).iterdir() if path.is_file())
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+@pytest.mark.parametrize(
+    "name", ["SIGINT", *[pytest.param(other, marks=pytest.mark.slow) for other in ("SIGTERM", "SIGHUP", "SIGUSR1")]]
+)
 def test_a_signal_is_one_line(trained, name):
     before = files(trained)
     done = exported(name)
@@ -70,6 +72,7 @@ def test_a_signal_is_one_line(trained, name):
     assert files(trained) == before
 
 
+@pytest.mark.slow
 def test_of_several_processes_one_that_fails_has_the_first_word(trained):
     """What a launcher's signal ended is told only if no process said more."""
     Path("errors").mkdir()

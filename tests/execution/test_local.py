@@ -70,6 +70,7 @@ def test_each_stage_has_a_gpu_of_its_own_and_its_threads(shell_project):
     assert {threads for _, threads in seen} == {"3"}
 
 
+@pytest.mark.slow
 def test_a_stage_that_measures_has_the_machine_to_itself(shell_project):
     watch = "touch {0}.runs; ls *.runs > {0}.seen; sleep 1; ls *.runs >> {0}.seen; rm {0}.runs"
     project = shell_project({name: (watch.format(name), []) for name in ("a", "cost", "b")})

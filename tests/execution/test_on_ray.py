@@ -61,6 +61,7 @@ def test_a_grid_runs_and_dvc_finds_it_up_to_date(cluster, shell_project):
     assert jobs.of["c"].state is State.FAILED
     assert jobs.of["c"].why == f"train.steps: too few: raise it (on {os.uname().nodename})"
     assert jobs.of["after"].state is State.LEFT_OUT
+    assert {job.machine for job in jobs if job.state is not State.LEFT_OUT} == {os.uname().nodename}
     assert set(dvc.graph(project.paths).to_run()) == {"c", "after"}
     assert "Running stage 'a'" in (project.root / ".work" / "execution" / "demo" / "a.log").read_text()
 

@@ -26,10 +26,11 @@ CLASSES = 5
 
 
 @pytest.mark.skipif(INTERPRETED or ON_GPU, reason="this is how the others get their interpreter")
-def test_by_the_interpreter() -> None:
+@pytest.mark.parametrize("marked", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_by_the_interpreter(marked: str) -> None:
     """Triton looks at the switch when the kernels are defined, hence a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-x", __file__],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-x", "-m", marked, __file__],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         cwd=Path(__file__).parents[2],
         capture_output=True,
@@ -91,7 +92,12 @@ def trained(block: str, *, activation: str, plain: bool) -> tuple[Tensor, list[T
 @here
 @pytest.mark.parametrize(
     ("block", "activation"),
-    [("mmbconv", "silu"), ("mbconv", "relu"), ("residual", "silu"), ("mmbconv-separable", "silu")],
+    [
+        ("mmbconv", "silu"),
+        ("residual", "silu"),
+        pytest.param("mbconv", "relu", marks=pytest.mark.slow),
+        pytest.param("mmbconv-separable", "silu", marks=pytest.mark.slow),
+    ],
 )
 def test_a_network_trains_as_on_the_plain_path(served: list[str], block: str, activation: str) -> None:
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -128,7 +134,7 @@ def test_depthwise_convolutions(channels: int, height: int, width: int) -> None:
 
 
 @here
-@pytest.mark.parametrize("programs", [3, 4096])
+@pytest.mark.parametrize("programs", [3, pytest.param(4096, marks=pytest.mark.slow)])
 def test_sums_of_few_long_chunks_and_of_many(monkeypatch: pytest.MonkeyPatch, programs: int) -> None:
     from mmseg_cli.models import kernels
 

@@ -140,6 +140,7 @@ def test_editing_the_table_code_reruns_ablate_only(done_project: TinyProject) ->
     assert done_project.table().startswith("# An ablation: demo")
 
 
+@pytest.mark.slow
 def test_a_changed_learning_rate_reruns_train_evaluate_ablate(done_project: TinyProject) -> None:
     params = done_project.read_params()
     params["train"]["learning_rate"] = 0.001
@@ -255,7 +256,7 @@ def _trainers(project: TinyProject) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("kill", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_killed_repro_goes_on(done_project: TinyProject, kill: signal.Signals) -> None:
     params = done_project.read_params()
     params["train"] |= {"steps": 300 + kill, "checkpoint_every": 5}

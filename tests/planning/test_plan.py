@@ -42,6 +42,7 @@ def unmeasurable(monkeypatch):
     monkeypatch.setattr(measure, "measure", fail)
 
 
+@pytest.mark.slow
 def test_the_whole_grid_is_measured(project, mmseg):
     done = mmseg("plan", "demo", "--seconds", 9, "--json", "plan.json")
     assert done.code == 0, done.err

@@ -493,7 +493,7 @@ def test_other_parameters_are_not_passed_off_as_the_run_s(trained, mmseg, change
     assert "its parameters are not at hand" in Path("mmbconv-s0.md").read_text()
 
 
-@pytest.mark.parametrize("form", ["onnx", "torch"])
+@pytest.mark.parametrize("form", [pytest.param("onnx", marks=pytest.mark.slow), "torch"])
 def test_a_network_of_another_training_is_not_replaced_unasked(trained, mmseg, form):
     file = Path(f"mmbconv-s0{export.FORMATS[form]}")
     wanted = ["export", "--format", form, "--run"]

@@ -540,6 +540,7 @@ def street(trained) -> Path:
     return trained
 
 
+@pytest.mark.slow
 def test_killed_half_way_it_goes_on_to_the_same_bytes(street):
     """Twice killed by SIGKILL, once ended by SIGTERM."""
     given = ("in", "--run", RUN, "--overlay", "--probabilities", "--threads", 1)

@@ -146,6 +146,7 @@ def test_sixteen_ways_to_be_cut(project_with_recipe, tmp_path, world):
         assert (other / "history.jsonl").read_text() == (whole / "history.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_devices_starts_processes_that_end_as_one(project_with_recipe, mmseg_process):
     done = mmseg_process("train", "--variant", "mmbconv", "--seed", 0, "--devices", 2)
     assert done.code == 0, done.err
@@ -241,6 +242,7 @@ def test_killing_the_launcher_leaves_no_trainer(a_long_run):
     assert list(Path(".work").glob("*train*/*/step-*")), "they saved what they had"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["full", pytest.param("memory", marks=pytest.mark.slow)])
 def test_what_the_machine_lacks_is_one_line_of_all(project_with_recipe, mmseg_process, action):
     done = mmseg_process(*TRAIN, "--devices", 2, env={"MMSEG_FAILPOINT": f"step:3={action}"})
