@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from tests.conftest import run_inside
 
 
