@@ -170,6 +170,17 @@ def algorithms_untried() -> AbstractContextManager[None]:
     return switched(torch.backends.cudnn, "benchmark", False)
 
 
+@contextmanager
+def deaf_to(*signals: int) -> Iterator[None]:
+    """Inside the block these signals do nothing to this process; for its main thread."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
 def signal_at_parents_death(number: int) -> None:
     """Ask the kernel for a signal when the process that started this one dies; Linux only."""
     if sys.platform == "linux":

@@ -65,6 +65,9 @@ def run(paths: Paths, params: Params, *, executor: Executor, jobs: int | None, a
     dvc.require_outside_stage()
     if executor != "ray" and address:
         raise MmsegError("--address", "is of a Ray cluster", "leave it out, or use --executor ray")
+    if ":" in params.runtime.device:
+        what = f"{params.runtime.device} is one device, and every stage gets its own"
+        raise MmsegError("runtime.device", what, "set it to auto, cuda or cpu")
     with only_one(drive.lock(paths)):
         try:
             wanted = _drive(paths, params, executor=executor, jobs=jobs, address=address)
@@ -78,7 +81,7 @@ def run(paths: Paths, params: Params, *, executor: Executor, jobs: int | None, a
 
 
 def _stopped(paths: Paths, number: int) -> Interrupted:
-    return Interrupted(paths.pipeline.relative_to(paths.root), number, "stopped, what ran has saved")
+    return Interrupted(paths.pipeline.relative_to(paths.root), number, "stopped, what ran is kept up to its last save")
 
 
 def _drive(paths: Paths, params: Params, *, executor: Executor, jobs: int | None, address: str | None) -> Jobs:
@@ -117,9 +120,6 @@ def _engine(
         return OnSlurm(paths, params, jobs=jobs), None
     from mmseg_cli.execution.local import Local, gpus_here
 
-    if ":" in params.runtime.device:
-        what = f"{params.runtime.device} is one device, and every stage gets its own"
-        raise MmsegError("runtime.device", what, "set it to auto, cuda or cpu")
     gpus = gpus_here() if params.runtime.device != "cpu" else []
     return Local(paths.root, jobs=jobs or max(1, len(gpus)), gpus=gpus), len(gpus)
 

@@ -104,7 +104,7 @@ def _told(job: Job, *, seconds: float) -> str:
         case State.DONE:
             return f"done{where} in {duration(seconds)}"
         case State.FAILED:
-            return f"failed{where}: {job.why} (log: {job.log})"
+            return f"failed{where}: {job.why}"
         case State.WAITING:
             return f"to be tried again: {job.why}"
         case State.LEFT_OUT:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import platform
 import re
@@ -33,7 +34,7 @@ CODE = ("mmseg_cli", "blocks", "dvc.yaml", "pyproject.toml", ".dvc/config")  # h
 NO_QUESTIONS = {"GIT_TERMINAL_PROMPT": "0"}
 TRAVELLING = ("runs/", "reports/")  # of what DVC does not cache; prepared data are too large
 SMALL_KINDS = ("prepare", "ablate")  # run on the driver's machine: data for it, and tables from all runs
-WAIT_SECONDS = 1800.0  # for another job of the machine that makes the clone, or prepares data
+WAIT_SECONDS = 1800.0  # for DVC to let go of the project
 
 
 @dataclass(frozen=True)
@@ -220,14 +221,14 @@ def unpack(parcel: Parcel) -> Paths:
     """
     source, root = parcel.source, unpack_folder(parcel.source, parcel.folder)
     paths = Paths(root, parcel.preset)
-    with only_one_after(root.with_suffix(".lock"), seconds=WAIT_SECONDS):
+    with only_one_after(root.with_suffix(".lock"), seconds=math.inf):  # another job may prepare data for hours
         if not root.is_dir():
             half = root.with_suffix(".half")
             shutil.rmtree(half, ignore_errors=True)  # of a job that was killed
             _run(["git", "clone", "--quiet", source.url, str(half)], cwd=root.parent, where=str(root))
             _run(["git", "checkout", "--quiet", "--detach", source.commit], cwd=half, where=str(root))
             half.rename(root)
-        if paths.params.read_text(encoding="utf-8") != parcel.params:
+        if not paths.params.is_file() or paths.params.read_text(encoding="utf-8") != parcel.params:
             write_text(paths.params, parcel.params)
         prepared = [address for address in parcel.before if dvc.kind_of(address) == "prepare"]
         own = [dvc.name_of(address) for address in prepared if _is_here(paths, address)]  # its bytes are this machine's

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,9 +18,11 @@ from mmseg_cli.files import read_json, write_json
 from mmseg_cli.names import LADDER, unknown_name
 from mmseg_cli.params import Needs, Params
 from mmseg_cli.paths import Paths
+from mmseg_cli.runtime import deaf_to
 
 LOOK_SECONDS = 2.0  # between two looks at how far the trainings are
 MINUTE = 60.0
+SCHEDULERS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # send one several times; a second Ctrl-C means now
 KINDS = ("other", "prepare", *LADDER, "evaluate", "cost", "ablate")  # of stages of every preset, and what others need
 
 
@@ -117,7 +120,8 @@ Show = Callable[[Status], None]  # is given the status after each change, and ev
 def drive(jobs: Jobs, engine: Engine, *, paths: Paths, params: Params, show: Show) -> None:
     """Run all jobs to their end; a job that fails leaves out what comes after it, and nothing else.
 
-    Whatever ends this (Ctrl-C, SIGTERM, an error) lets what runs save, and leaves no process behind.
+    Whatever ends this (Ctrl-C, SIGTERM, an error) lets what runs save, and leaves no process behind; a second Ctrl-C
+    does not wait for it.
     """
     status = Status(engine.name, platform.node(), time.time(), time.time(), list(jobs))
     looked = 0.0
@@ -136,7 +140,8 @@ def drive(jobs: Jobs, engine: Engine, *, paths: Paths, params: Params, show: Sho
                 _settle(jobs, ended)
                 changed = True
     except BaseException:
-        engine.stop(seconds=MINUTE * params.execution.save_minutes)
+        with deaf_to(*SCHEDULERS):
+            engine.stop(seconds=MINUTE * params.execution.save_minutes)
         for job in jobs:
             if job.state is State.RUNNING:
                 jobs.again(job, "stopped")
@@ -170,6 +175,7 @@ def _settle(jobs: Jobs, ended: Ended) -> None:
     if ended.code == 0:
         jobs.done(job)
     elif ended.unbegun:
+        job.tries -= 1
         jobs.again(job, ended.why)
     elif ended.code is None or dvc.is_interruption(ended.code):
         jobs.lost(job, ended.why)

@@ -96,9 +96,11 @@ class Local:
         log = Path(job.log)
         start = log.stat().st_size if log.is_file() else 0
         environment = {GPUS: ",".join(gpus), THREADS: threads_of(job)}
-        process = self.next or self._start()
-        _tell(process, stage.order(job.stage, log=log, environment=environment))
+        process, self.next = self.next, None  # whatever interrupts this, it is known either here or there
+        if process is None or process.poll() is not None:  # somebody killed it
+            process = self._start()
         self.running[job.stage] = Running(process, job, gpus, start)
+        _tell(process, stage.order(job.stage, log=log, environment=environment))
         self.next = self._start()
 
     def ended(self) -> list[Ended]:
@@ -119,15 +121,15 @@ class Local:
         return {address: News(platform.node()) for address in self.running}
 
     def stop(self, *, seconds: float) -> None:
-        """SIGINT to all, and once more to those that take too long, which then kill their stages."""
+        """SIGTERM to all, and once more to those that take too long, which then kill their stages."""
         for one in self.running.values():
-            one.process.send_signal(signal.SIGINT)
+            one.process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + seconds
         for one in self.running.values():
             try:
                 one.process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                one.process.send_signal(signal.SIGINT)
+                one.process.send_signal(signal.SIGTERM)
                 one.process.wait()
 
     def close(self) -> None:

@@ -110,7 +110,8 @@ def work(of: Work, told: Any) -> Outcome:
         params = load_params(paths.params)
         asked: float | None = None
         while process.poll() is None:
-            time.sleep(TELL_SECONDS if asked is None else 0.2)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(TELL_SECONDS if asked is None else 0.2)
             if asked is not None:
                 if time.monotonic() - asked > of.save_seconds:
                     process.send_signal(signal.SIGTERM)  # the second one kills the stage
@@ -210,9 +211,7 @@ class OnRay:
 
     def _fitting(self, job: Job) -> list[dict[str, float]]:
         """The nodes that have what a stage needs."""
-        needs = job.needs
-        least = {"CPU": needs.cpus, "GPU": int(needs.gpus), "memory": needs.memory_gib * GIB}
-        return [node for node in _nodes() if all(node.get(name, 0) >= value for name, value in least.items())]
+        return [node for node in _nodes() if _fits(job, node)]
 
     def _at_home(self, job: Job) -> bool:
         return self.source is not None and dvc.kind_of(job.stage) in clone.SMALL_KINDS
@@ -225,8 +224,8 @@ class OnRay:
             return
         needs = job.needs
         cpus: float = needs.cpus
-        if needs.alone:  # all that a node has, so that nothing runs beside it
-            cpus = min((node.get("CPU", 0) for node in self._fitting(job)), default=cpus)
+        if needs.alone:  # all that the largest node has, so that nothing runs beside it
+            cpus = max((node.get("CPU", 0) for node in self._fitting(job)), default=cpus)
         parcel = None
         if self.source is not None and self.folder is not None:
             parcel = clone.parcel_for(
@@ -234,6 +233,8 @@ class OnRay:
             )
         seconds = 60.0 * self.params.execution.save_minutes
         given = Work(self.paths, job.stage, Path(job.log), seconds, threads_of(job), parcel)
+        if not self.refs:
+            self.moved = time.monotonic()  # from now on something can be stuck
         options = {"num_cpus": cpus, "num_gpus": int(needs.gpus), "memory": int(needs.memory_gib * GIB)}
         self.refs[self.task.options(max_retries=0, **options).remote(given, self.told)] = job
 
@@ -280,9 +281,8 @@ class OnRay:
         """All that was handed over, where none of it has begun for long though the cluster has room: Ray lost it."""
         import ray
 
-        room = ray.available_resources()
-        waiting = [job.needs.cpus for job in self.refs.values() if job.stage not in self.heard]
-        if not waiting or len(waiting) < len(self.refs) or room.get("CPU", 0) < max(waiting):
+        waiting = [job for job in self.refs.values() if job.stage not in self.heard]
+        if len(waiting) < len(self.refs) or not any(_fits(job, ray.available_resources()) for job in waiting):
             self.moved = time.monotonic()
         if time.monotonic() - self.moved < STUCK_SECONDS:
             return []
@@ -330,6 +330,12 @@ class OnRay:
                 ray.shutdown()
             else:
                 ray.kill(self.told)
+
+
+def _fits(job: Job, room: Mapping[str, float]) -> bool:
+    """Whether what a stage needs is there, by Ray's names."""
+    least = {"CPU": job.needs.cpus, "GPU": int(job.needs.gpus), "memory": job.needs.memory_gib * GIB}
+    return all(room.get(name, 0) >= value for name, value in least.items())
 
 
 def _hush() -> None:

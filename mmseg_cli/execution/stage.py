@@ -28,7 +28,8 @@ from mmseg_cli.runtime import SENT_TO_ALL, signal_at_parents_death
 LOST = 75  # EX_TEMPFAIL of sysexits.h: DVC was busy for all of BUSY_SECONDS
 BUSY_SECONDS = 600.0
 PAUSE_SECONDS = (0.2, 1.0)  # before DVC is asked again, at random so that many do not ask at once
-AT_WORK = "is already at work on this run"  # one that was cut off saves, or somebody trains it by hand
+AT_WORK = "is already at work on this run"  # one that was cut off saves, or somebody trains it by hand, for hours
+AT_WORK_SECONDS = 5.0
 EXITED = re.compile(r"failed to run: .* exited with (-?\d+)\s*$", re.MULTILINE | re.DOTALL)
 ERROR = "mmseg: error: "
 
@@ -134,12 +135,12 @@ def run(root: Path, stage: str, *, log: Path) -> int:
             text = log.read_bytes()[start:].decode(errors="replace")
             if passed.signal_number is not None and code:
                 return INTERRUPTED + passed.signal_number
-            busy = AT_WORK in text or (dvc.BUSY.search(text) and not EXITED.search(text))
-            if code == 0 or not busy:
+            busy = dvc.BUSY.search(text) and not EXITED.search(text)
+            if code == 0 or not (busy or AT_WORK in text):
                 return code_of(text, code)
-            if time.monotonic() > deadline:
+            if busy and time.monotonic() > deadline:
                 return LOST
-            time.sleep(random.uniform(*PAUSE_SECONDS))
+            time.sleep(random.uniform(*PAUSE_SECONDS) if busy else AT_WORK_SECONDS)
 
 
 def _repro(root: Path, stage: str, *, file: int, passed: Passed) -> int:

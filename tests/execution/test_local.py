@@ -114,6 +114,37 @@ def test_a_failure_is_told_with_its_reason_and_its_log_and_the_rest_runs(shell_p
     assert "left out" in shown
 
 
+def test_a_process_that_is_killed_while_it_waits_for_a_stage_is_replaced(shell_project):
+    project = shell_project({"a": ("sleep 1", []), "b": ("true", ["a"])})
+    with closing(Local(project.root, jobs=1, gpus=[])) as engine:
+        jobs = drive.jobs_of(dvc.graph(project.paths), project.paths, project.params, gpus=0)
+        engine.submit(jobs.of["a"])
+        assert engine.next is not None
+        engine.next.kill()
+        engine.next.wait()
+        until(lambda: [one.code for one in engine.ended()] == [0])
+        engine.submit(jobs.of["b"])
+        until(lambda: [one.code for one in engine.ended()] == [0])
+
+
+def test_what_interrupts_a_hand_over_leaves_no_process(shell_project, monkeypatch):
+    project = shell_project({"a": ("sleep 60", []), "b": ("sleep 60", [])})
+    jobs = drive.jobs_of(dvc.graph(project.paths), project.paths, project.params, gpus=0)
+    start, started = Local._start, []
+
+    def interrupted(engine):
+        if len(started) == 2:
+            raise KeyboardInterrupt
+        started.append(start(engine))
+        return started[-1]
+
+    monkeypatch.setattr(Local, "_start", interrupted)
+    with closing(Local(project.root, jobs=2, gpus=[])) as engine, pytest.raises(KeyboardInterrupt):
+        drive.drive(jobs, engine, paths=project.paths, params=project.params, show=lambda status: None)
+    assert [job.state for job in jobs] == [State.WAITING] * 2
+    assert not [pid for pid in alive(str(project.root)) if pid != os.getpid()]
+
+
 def test_what_is_killed_is_tried_again(shell_project):
     once = "test -e again || { touch again; kill -9 $$; }"
     project = shell_project({**GRID, "a": (once, ["x"])})
@@ -148,8 +179,9 @@ def test_whatever_ends_the_driver_lets_stages_save_and_leaves_no_process(shell_p
     until(lambda: not [pid for pid in alive(str(project.root)) if pid != os.getpid()])
     if number != signal.SIGKILL:
         assert driver.returncode == 128 + number
-        last = told.strip().splitlines()[-1]
-        assert last == "mmseg: error: dvc.yaml: stopped, what ran has saved: run the same command again to go on"
+        what = "dvc.yaml: stopped, what ran is kept up to its last save: run the same command again to go on"
+        assert told.strip().splitlines()[-1] == f"mmseg: error: {what}"
+        assert "Traceback" not in told
     states = {job.state for job in drive.Status.read(drive.status_file(project.paths)).jobs}
     assert states == ({State.WAITING} if number != signal.SIGKILL else {State.RUNNING})
 

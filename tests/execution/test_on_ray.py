@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 
 import pytest
 import yaml
 
 from mmseg_cli.errors import MmsegError
-from mmseg_cli.execution import clone, drive, dvc
+from mmseg_cli.execution import clone, drive, dvc, on_ray
 from mmseg_cli.execution.jobs import State
 from tests.execution.conftest import REPOSITORY, alive
 from tests.execution.test_local import GRID, needs
@@ -98,6 +99,27 @@ def test_what_no_node_has_is_said_before_anything_runs(cluster, shell_project):
     ):
         engine.require(jobs.of["a"])
     engine.require(jobs.of["b"])
+    engine.close()
+
+
+def test_what_the_cluster_lost_is_handed_over_again_and_only_that(cluster, shell_project, monkeypatch):
+    monkeypatch.setattr(on_ray, "STUCK_SECONDS", 2.0)
+    project = shell_project({"a": ("true", [])})
+    engine, jobs = begun(project)
+    task, job = engine.task, jobs.of["a"]
+    time.sleep(2.1)  # nothing was handed over in this time, and so nothing is stuck
+    engine.task = ray.remote(lambda of, told: time.sleep(60))  # never says that it began
+    for _ in range(2):
+        engine.submit(job)
+        assert engine.ended() == []
+        ended = []
+        until(lambda found=ended: found.extend(engine.ended()) or found)
+        assert [(one.stage, one.unbegun) for one in ended] == [("a", True)]
+    engine.task = task
+    engine.submit(job)
+    ended = []
+    until(lambda found=ended: found.extend(engine.ended()) or found)
+    assert [one.code for one in ended] == [0]
     engine.close()
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.pipeline.tiny import TinyProject
 
@@ -106,3 +107,9 @@ def test_a_laptop_builds_and_verifies_all_tables_from_a_clone_and_the_remote(
         assert file.read_bytes() == before, file
     verified = mmseg(laptop, environment, "verify")
     assert verified.returncode == 0, verified.stdout + verified.stderr
+
+    Image.effect_noise((64, 48), 50).convert("RGB").save(laptop / "street.png")
+    run = ("--run", "runs/demo/train/mbconv-s0")
+    predicted = mmseg(laptop, environment, "predict", "street.png", *run, "--out", "out")
+    assert predicted.returncode == 0, predicted.stderr
+    assert list((laptop / "out").rglob("*.png"))

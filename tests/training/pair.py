@@ -99,8 +99,8 @@ def main() -> None:
                 Path(scenario["out"]).write_text(json.dumps(found))
             continue
         if rank == 0 and scenario.get("fresh", True):
-            for folder in ("runs/demo/train", ".work/demo-train"):
-                shutil.rmtree(folder, ignore_errors=True)
+            for old in (*Path("runs/demo/train").glob("*"), *Path(".work/demo-train").glob("*")):
+                shutil.rmtree(old, ignore_errors=True)  # not the folders: the other process may begin already
         cut = scenario.get("cut")
         if cut is not None:
             try:
