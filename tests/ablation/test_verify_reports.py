@@ -349,6 +349,7 @@ def test_level_2_goes_on_where_it_was_stopped_and_trains_every_time(real, mmseg,
     assert left == []
 
 
+@pytest.mark.slow
 def test_a_training_that_level_2_has_not_done_is_refused(real, mmseg):
     project = real.root / ".work" / "verify" / "level-2"
     shutil.copytree(real.root / "runs", project / "runs")
@@ -498,8 +499,8 @@ def blurred(found, figures):
     ("forged", "said"),
     [
         (fewer, "of what was counted as"),
-        (exchanged, "of what was counted as"),
-        (blurred, "counted as boundaries moved"),
+        pytest.param(exchanged, "of what was counted as", marks=pytest.mark.slow),
+        pytest.param(blurred, "counted as boundaries moved", marks=pytest.mark.slow),
     ],
 )
 def test_counts_that_the_weights_do_not_give_are_a_fault(real, mmseg, forged, said):
@@ -533,6 +534,7 @@ def test_what_a_training_did_not_say_is_a_fault(real, mmseg):
     assert "another pretrain_imagenet.figures, train.data of their training than the report says" in done.err
 
 
+@pytest.mark.slow
 def test_counted_costs_that_the_network_does_not_have_are_a_fault(real, mmseg):
     file = real.evidence / "cost.json"
     cost = json.loads(file.read_text())

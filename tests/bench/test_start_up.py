@@ -59,6 +59,7 @@ def test_what_a_user_can_mend_is_one_line(project):
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.slow
 def test_stages_recorded_as_done_are_noticed_when_they_are_not(project):
     stages = start_up.record_as_done(project)
     assert stages > 3

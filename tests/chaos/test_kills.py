@@ -33,6 +33,7 @@ def no_damage(text):
     assert "Traceback" not in text, text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("points", [("save:before_replace:2", "finish:before_record")])
 def test_a_run_killed_in_saving_and_in_finishing_ends_as_if_untouched(rung, whole, points):
     for point in points:

@@ -83,6 +83,7 @@ def test_of_several_processes_one_that_fails_has_the_first_word(trained):
     assert files("errors") == ["later-000000"]
 
 
+@pytest.mark.slow
 def test_what_the_caller_ignores_is_ignored(trained):
     done = exported("SIGHUP", "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n")
     assert done.returncode == 0, done.stderr

@@ -94,7 +94,7 @@ def trained(block: str, *, activation: str, plain: bool) -> tuple[Tensor, list[T
     ("block", "activation"),
     [
         ("mmbconv", "silu"),
-        ("residual", "silu"),
+        pytest.param("residual", "silu", marks=pytest.mark.slow),
         pytest.param("mbconv", "relu", marks=pytest.mark.slow),
         pytest.param("mmbconv-separable", "silu", marks=pytest.mark.slow),
     ],
@@ -115,7 +115,10 @@ def test_a_network_trains_as_on_the_plain_path(served: list[str], block: str, ac
 
 
 @here
-@pytest.mark.parametrize(("channels", "height", "width"), [(16, 9, 13), (40, 1, 1), (48, 37, 5), (33, 2, 70)])
+@pytest.mark.parametrize(
+    ("channels", "height", "width"),
+    [(16, 9, 13), (40, 1, 1), (33, 2, 70), pytest.param(48, 37, 5, marks=pytest.mark.slow)],
+)
 def test_depthwise_convolutions(channels: int, height: int, width: int) -> None:
     from mmseg_cli.models import kernels
 

@@ -20,6 +20,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mmseg_cli.execution import dvc
+from mmseg_cli.paths import Paths
 from tests.pipeline.tiny import REPOSITORY, TinyProject
 
 RUNGS = ("pretrain_imagenet", "pretrain_mapillary", "train", "evaluate")
@@ -140,6 +142,34 @@ def test_editing_the_table_code_reruns_ablate_only(done_project: TinyProject) ->
     assert done_project.table().startswith("# An ablation: demo")
 
 
+def of_both(*stages: str) -> set[str]:
+    return {f"{stage}@{variant}-0" for stage in stages for variant in ("residual", "mbconv")}
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "expected"),
+    [
+        ("train", {"learning_rate": 0.001}, of_both("train", "evaluate") | {"ablate"}),
+        ("pretrain_mapillary", {"steps": 3}, of_both(*RUNGS[1:]) | {"ablate"}),
+        ("evaluate", {"examples": 2}, of_both("evaluate") | {"ablate"}),
+        ("cost", {"repeats": 3}, {"cost", "ablate"}),
+        ("runtime", {"workers": 1}, {"cost", "ablate"}),  # it is measured on a machine as it is set
+        ("execution", {"retries": 1}, set()),
+    ],
+)
+def test_what_a_change_puts_out_of_date(
+    done_project: TinyProject, monkeypatch: pytest.MonkeyPatch, section: str, change: dict[str, object], expected: set
+) -> None:
+    """By DVC's own word; the slow tests below run some of it."""
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", done_project.environment["DVC_SITE_CACHE_DIR"])
+    before = done_project.read_params()
+    done_project.write_params({**before, section: before[section] | change})
+    try:
+        assert set(dvc.graph(Paths(done_project.root, "demo")).to_run()) == expected
+    finally:
+        done_project.write_params(before)
+
+
 @pytest.mark.slow
 def test_a_changed_learning_rate_reruns_train_evaluate_ablate(done_project: TinyProject) -> None:
     params = done_project.read_params()
@@ -149,6 +179,7 @@ def test_a_changed_learning_rate_reruns_train_evaluate_ablate(done_project: Tiny
     assert sorted(ran) == ["ablate", "evaluate@mbconv-0", "evaluate@residual-0", "train@mbconv-0", "train@residual-0"]
 
 
+@pytest.mark.slow
 def test_a_changed_variant_reruns_that_variant_only(done_project: TinyProject) -> None:
     params = done_project.read_params()
     params["variants"]["mbconv"]["expansion"] = 3
@@ -255,8 +286,9 @@ def _trainers(project: TinyProject) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("kill", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_repro_goes_on(done_project: TinyProject, kill: signal.Signals) -> None:
     params = done_project.read_params()
     params["train"] |= {"steps": 300 + kill, "checkpoint_every": 5}

@@ -148,6 +148,7 @@ def test_the_recipe_s_copies_count(project, change_params):
     assert after.kept((32, 32), recompute=False) > before.kept((32, 32), recompute=False)
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_what_a_direct_measurement_gives(project, monkeypatch):
     case = tiny_case(width=16)
     case = Case(case.stage, case.variant, case.section.model_copy(update={"crop": [128, 128]}), *list_of(case))

@@ -131,7 +131,13 @@ def test_going_on_is_as_if_nothing_had_happened(tmp_path, recipe):
     same(everything(again), everything(state))
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(recipe, marks=pytest.mark.slow if number else (), id=name)
+        for number, (name, recipe) in enumerate(RECIPES.items())
+    ],
+)
 def test_every_part_of_the_state_is_needed(tmp_path, recipe):
     """Whatever is not taken over from a checkpoint changes what follows: so nothing is saved in vain, or by chance."""
     state = parts(**recipe)
