@@ -100,7 +100,7 @@ def _told(job: Job, *, seconds: float) -> str:
     where = f" on {job.machine}" if job.machine else ""
     match job.state:
         case State.RUNNING:
-            return f"runs{where}" + (f", try {job.tries}" if job.tries > 1 else "")
+            return f"runs{where}" + (f", try {job.tries}, after: {job.why}" if job.tries > 1 else "")
         case State.DONE:
             return f"done{where} in {duration(seconds)}"
         case State.FAILED:

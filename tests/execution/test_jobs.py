@@ -175,7 +175,7 @@ def test_without_a_terminal_there_is_a_line_for_each_change():
     assert list(changes.lines(status_of(jobs))) == ["prepare: to be tried again: its machine was lost"]
     jobs.begin(job, clock=lambda: 1000.0)
     job.machine = "node2"
-    assert list(changes.lines(status_of(jobs))) == ["prepare: runs on node2, try 2"]
+    assert list(changes.lines(status_of(jobs))) == ["prepare: runs on node2, try 2, after: its machine was lost"]
     jobs.fail(job, "train.steps: too few: raise it")
     lines = list(changes.lines(status_of(jobs)))
     assert lines[0] == "prepare: failed on node2: train.steps: too few: raise it"
