@@ -115,6 +115,7 @@ def test_what_the_cluster_lost_is_handed_over_again_and_only_that(cluster, shell
         ended = []
         until(lambda found=ended: found.extend(engine.ended()) or found)
         assert [(one.stage, one.unbegun) for one in ended] == [("a", True)]
+    monkeypatch.setattr(on_ray, "STUCK_SECONDS", 120.0)
     engine.task = task
     engine.submit(job)
     ended = []
