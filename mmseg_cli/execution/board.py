@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from mmseg_cli.execution import dvc
 from mmseg_cli.execution.drive import Status
-from mmseg_cli.execution.jobs import Job, State
+from mmseg_cli.execution.jobs import STOPPED, Job, State
 
 HEADINGS = ("stage", "machine", "state", "step", "left", "loss", "")
 FIRST = (State.RUNNING, State.FAILED, State.WAITING, State.LEFT_OUT, State.DONE)  # what is worth a row, in this order
@@ -106,6 +106,6 @@ def _told(job: Job, *, seconds: float) -> str:
         case State.FAILED:
             return f"failed{where}: {job.why}"
         case State.WAITING:
-            return f"to be tried again: {job.why}"
+            return job.why if job.why == STOPPED else f"to be tried again: {job.why}"
         case State.LEFT_OUT:
             return f"left out: {job.why}"

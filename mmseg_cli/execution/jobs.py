@@ -8,7 +8,10 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from mmseg_cli.execution import dvc
 from mmseg_cli.params import Needs
+
+STOPPED = "stopped"  # why a stage waits whose grid was ended
 
 
 class State(StrEnum):
@@ -153,5 +156,5 @@ class Jobs:
     def _leave_out(self, stage: str) -> None:
         for other in self:
             if other.state is State.WAITING and stage in other.before:
-                other.state, other.why = State.LEFT_OUT, f"comes after {stage}"
+                other.state, other.why = State.LEFT_OUT, f"comes after {dvc.name_of(stage)}"
                 self._leave_out(other.stage)

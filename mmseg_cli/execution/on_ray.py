@@ -167,7 +167,8 @@ class OnRay:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 what = f"no cluster can be reached ({' '.join(str(error).split())[:160]})"
-                raise MmsegError("--address", what, "start one by `ray start --head`, or leave --address out") from None
+                todo = "start one by `ray start --head`; where Ray asks for a token, set RAY_AUTH_MODE for both alike"
+                raise MmsegError("--address", what, todo) from None
             finally:
                 for number, handler in handlers.items():
                     signal.signal(number, handler)
