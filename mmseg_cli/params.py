@@ -639,7 +639,8 @@ def load(path: Path) -> Params:
     try:
         return Params.model_validate(value)
     except ValidationError as error:
-        fault = error.errors()[0]
+        # A misspelt key is an unknown one and a missing one: what is there is told.
+        fault = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in fault["loc"])
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         if fault["type"] == "extra_forbidden":

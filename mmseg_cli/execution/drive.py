@@ -140,12 +140,14 @@ def drive(jobs: Jobs, engine: Engine, *, paths: Paths, params: Params, show: Sho
                 _settle(jobs, ended)
                 changed = True
     except BaseException:
-        with deaf_to(*SCHEDULERS):
-            engine.stop(seconds=MINUTE * params.execution.save_minutes)
-        for job in jobs:
-            if job.state is State.RUNNING:
-                jobs.again(job, STOPPED)
-        _tell(status, paths, show)
+        try:
+            with deaf_to(*SCHEDULERS):
+                engine.stop(seconds=MINUTE * params.execution.save_minutes)
+        finally:
+            for job in jobs:
+                if job.state is State.RUNNING:
+                    jobs.again(job, STOPPED)
+            _tell(status, paths, show)
         raise
     _tell(status, paths, show)
 
