@@ -189,6 +189,8 @@ def _look(jobs: Jobs, engine: Engine, *, paths: Paths, params: Params) -> None:
     """Note where jobs run and how far they are."""
     for stage, news in engine.news().items():
         job = jobs.of[stage]
+        if news.machine and not job.machine:
+            job.began = time.time()  # until now it was in the engine's queue
         job.machine = news.machine or job.machine
         _note_progress(jobs, job, news.progress or progress.of(paths, params, stage, since=job.began or 0.0))
 

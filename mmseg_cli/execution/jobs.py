@@ -41,7 +41,7 @@ class Job:
         first_seen: when that was.
         steps: of the whole training, if it is one.
         loss: at `step`.
-        began: the newest try, in seconds since 1970.
+        began: the newest try, in seconds since 1970; when it was handed over, until a machine is known to run it.
         ended: the last one.
         why: a line on why it failed, or was tried again.
         log: the file with what it printed.

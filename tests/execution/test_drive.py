@@ -93,6 +93,20 @@ def test_an_engine_gets_no_more_than_it_takes(driven):
     assert engine.handed == ["prepare@x", "train@a-0", "train@b-0", "ablate"]
 
 
+def test_a_stage_begins_when_a_machine_has_it_and_not_when_it_is_queued(driven):
+    engine = Pretender()
+    jobs = driven(engine)
+    job = jobs.of["train@a-0"]
+    jobs.begin(job, clock=lambda: 7.0)
+    for machine, queued in (("", True), ("node", False)):
+        engine.news = lambda machine=machine: {job.stage: News(machine)}
+        drive._look(jobs, engine, paths=driven.paths, params=load(REPOSITORY / "params.yaml"))
+        assert (job.began == 7.0) is queued
+    began = job.began
+    drive._look(jobs, engine, paths=driven.paths, params=load(REPOSITORY / "params.yaml"))
+    assert job.began == began
+
+
 @pytest.mark.parametrize("code", [None, 130, 143])
 def test_what_is_lost_or_stopped_by_a_signal_is_tried_again(driven, code):
     engine = Pretender({"train@a-0": [code, code, 0]})
