@@ -283,7 +283,8 @@ class OnRay:
         import ray
 
         waiting = [job for job in self.refs.values() if job.stage not in self.heard]
-        if len(waiting) < len(self.refs) or not any(_fits(job, ray.available_resources()) for job in waiting):
+        room = ray.available_resources()
+        if len(waiting) < len(self.refs) or not any(_fits(job, room) for job in waiting):
             self.moved = time.monotonic()
         if time.monotonic() - self.moved < STUCK_SECONDS:
             return []
