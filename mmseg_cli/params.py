@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -446,9 +447,16 @@ class Execution(Section):
 
     needs: dict[Name, Needs]
     retries: Annotated[int, Field(ge=0)]
-    clones: Annotated[str, Field(min_length=1)] | None
+    clones: str | None
     save_minutes: Positive
     slurm: dict[Name, str | int | bool]
+
+    @field_validator("clones")
+    @classmethod
+    def _is_the_same_everywhere(cls, folder: str | None) -> str | None:
+        if folder is not None and not folder.startswith(("/", "~")):
+            raise ValueError(f"{folder!r} is another folder on each machine: begin it with / or ~")
+        return folder
 
     @model_validator(mode="after")
     def _has_other(self) -> Execution:

@@ -96,6 +96,7 @@ def test_several_faults_are_counted(project, change_params):
         (lambda p: p["train"]["augment"].update(scale=[2.0, 0.5]), "scale must be [smallest, largest]"),
         (lambda p: p["train"]["augment"].update(mixup=0.2), "unknown key train.augment.mixup"),
         (lambda p: p["execution"].update(retires=p["execution"].pop("retries")), "unknown key execution.retires"),
+        (lambda p: p["execution"].update(clones="clones"), "execution.clones: 'clones' is another folder on each"),
         (lambda p: p["train"]["augment"].pop("class_uniform"), "the key train.augment.class_uniform is missing"),
         (lambda p: p["pretrain_imagenet"]["augment"].update(blur=0.5), "unknown key pretrain_imagenet.augment.blur"),
         (lambda p: p["pretrain_imagenet"].update(class_weights="none"), "unknown key pretrain_imagenet.class_weights"),

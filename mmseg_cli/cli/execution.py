@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mmseg_cli.paths import Paths
 
 Executor = Literal["local", "ray", "slurm"]
+ENDED = (State.DONE, State.FAILED, State.LEFT_OUT)
 OTHER_LINES = 6  # of a terminal, beside the rows of the live table
 
 
@@ -154,6 +155,9 @@ def status(paths: Paths) -> None:
         todo = f"start it by `mmseg ablate --executor local --preset {paths.preset}`"
         raise MmsegError("--status", f"no grid of {paths.preset} has been run by an executor here", todo)
     found = drive.Status.read(file)
+    driven = is_held(drive.lock(paths))
+    if not driven and found.engine != "slurm":  # whose jobs outlive a driver that was killed
+        Jobs(retries=0, of={job.stage: job for job in found.jobs}).stopped()
     screen.listing(board.summary(found), board.HEADINGS, board.rows(found))
-    if not is_held(drive.lock(paths)) and any(job.state in (State.RUNNING, State.WAITING) for job in found.jobs):
+    if not driven and any(job.state not in ENDED for job in found.jobs):
         typer.echo(f"nobody runs it now: its driver on {found.machine} has ended; the same command goes on with it")

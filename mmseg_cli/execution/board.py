@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 from mmseg_cli.execution import dvc
 from mmseg_cli.execution.drive import Status
-from mmseg_cli.execution.jobs import STOPPED, Job, State
+from mmseg_cli.execution.jobs import Job, State
 
 HEADINGS = ("stage", "machine", "state", "step", "left", "loss", "")
-FIRST = (State.RUNNING, State.FAILED, State.WAITING, State.LEFT_OUT, State.DONE)  # what is worth a row, in this order
+STATES = (State.RUNNING, State.SAVING, State.STOPPED, State.FAILED, State.WAITING, State.LEFT_OUT, State.DONE)
 
 QUEUED = "queued"
-IN_WORDS = (State.WAITING, QUEUED, State.RUNNING, State.DONE, State.FAILED, State.LEFT_OUT)
+IN_WORDS = (State.WAITING, QUEUED, *(state for state in State if state is not State.WAITING))
 
 
 def duration(seconds: float) -> str:
@@ -49,12 +49,12 @@ def _state(job: Job) -> str:
 
 
 def rows(status: Status, *, limit: int | None = None) -> list[tuple[str, ...]]:
-    """Cells under HEADINGS: what runs first, then what failed, waits, is left out and is done.
+    """Cells under HEADINGS, in the order of STATES.
 
     Args:
         limit: the most rows; a last one then says how many more there are.
     """
-    jobs = [job for state in FIRST for job in status.jobs if job.state is state]
+    jobs = [job for state in STATES for job in status.jobs if job.state is state]
     shown = jobs if limit is None or len(jobs) <= limit else jobs[: max(1, limit - 1)]
     found: list[tuple[str, ...]] = []
     for job in shown:
@@ -77,14 +77,23 @@ class Changes:
         self._told = time.monotonic()
 
     def lines(self, status: Status) -> Iterator[str]:
-        """One for each stage that began, ended, failed or is tried again; sometimes one for each that trains."""
+        """One for each stage that began, ended, failed, is tried again or saves, one for all that a failure leaves out;
+        sometimes one for each that trains.
+        """
+        left_out = []
         for job in status.jobs:
             before = self._seen.get(job.stage, (State.WAITING, 0, ""))
             now = (job.state, job.tries, job.machine)
             self._seen[job.stage] = now
             if now == before or (job.state is State.RUNNING and not job.machine):
                 continue
-            yield f"{dvc.name_of(job.stage)}: {_told(job, seconds=status.written - (job.began or 0))}"
+            if job.state is State.LEFT_OUT:
+                left_out.append(job)
+            else:
+                yield f"{dvc.name_of(job.stage)}: {_told(job, seconds=status.written - (job.began or 0))}"
+        if left_out:
+            first, more = left_out[0], len(left_out) - 1
+            yield f"{dvc.name_of(first.stage)}{f' and {more} more' if more else ''}: left out: {first.why}"
         if time.monotonic() - self._told >= self.every_seconds:
             self._told = time.monotonic()
             for job in status.jobs:
@@ -106,6 +115,8 @@ def _told(job: Job, *, seconds: float) -> str:
         case State.FAILED:
             return f"failed{where}: {job.why}"
         case State.WAITING:
-            return job.why if job.why == STOPPED else f"to be tried again: {job.why}"
-        case State.LEFT_OUT:
-            return f"left out: {job.why}"
+            return f"to be tried again: {job.why}"
+        case State.SAVING:
+            return f"saves{where}; a second Ctrl-C does not wait for it"
+        case _:
+            return str(job.state)

@@ -13,7 +13,7 @@ from typing import Any
 from mmseg_cli.errors import MmsegError
 from mmseg_cli.execution import dvc, progress
 from mmseg_cli.execution.engine import Ended, Engine
-from mmseg_cli.execution.jobs import STOPPED, Job, Jobs, State
+from mmseg_cli.execution.jobs import Job, Jobs
 from mmseg_cli.files import read_json, write_json
 from mmseg_cli.names import LADDER, unknown_name
 from mmseg_cli.params import Needs, Params
@@ -142,11 +142,11 @@ def drive(jobs: Jobs, engine: Engine, *, paths: Paths, params: Params, show: Sho
     except BaseException:
         try:
             with deaf_to(*SCHEDULERS):
+                jobs.stopping()
+                _tell(status, paths, show)
                 engine.stop(seconds=MINUTE * params.execution.save_minutes)
         finally:
-            for job in jobs:
-                if job.state is State.RUNNING:
-                    jobs.again(job, STOPPED)
+            jobs.stopped()
             _tell(status, paths, show)
         raise
     _tell(status, paths, show)

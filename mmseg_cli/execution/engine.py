@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from mmseg_cli.execution.jobs import Job
 from mmseg_cli.execution.progress import Progress
+from mmseg_cli.execution.stage import LOST
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,13 @@ class Ended:
     why: str
     machine: str = ""
     unbegun: bool = False
+
+    @classmethod
+    def by_code(cls, stage: str, code: int, why: str, *, machine: str = "") -> Ended:
+        """By the exit code of `mmseg_cli.execution.stage`, as subprocess has it: below 0 a signal ended it."""
+        if code < 0:
+            return cls(stage, None, f"its process was ended by {signal.Signals(-code).name}", machine)
+        return cls(stage, None if code == LOST else code, why, machine)
 
 
 @dataclass(frozen=True)

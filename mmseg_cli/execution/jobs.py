@@ -11,14 +11,14 @@ from typing import Any
 from mmseg_cli.execution import dvc
 from mmseg_cli.params import Needs
 
-STOPPED = "stopped"  # why a stage waits whose grid was ended
-
 
 class State(StrEnum):
     """What has become of a stage."""
 
     WAITING = "waiting"
     RUNNING = "running"
+    SAVING = "saving"  # its grid is being stopped
+    STOPPED = "stopped"  # its grid was
     DONE = "done"
     FAILED = "failed"
     LEFT_OUT = "left out"  # it comes after one that failed
@@ -145,8 +145,20 @@ class Jobs:
             job.state, job.ended, job.why = State.WAITING, clock(), why
 
     def again(self, job: Job, why: str, *, clock: Callable[[], float] = time.time) -> None:
-        """It is to run again through no fault of its own: all were stopped, or it was never begun."""
+        """It was never begun, through no fault of its own, and is to be."""
         job.state, job.ended, job.why = State.WAITING, clock(), why
+
+    def stopping(self) -> None:
+        """All that runs is asked to save and end; what no machine has yet has nothing to save."""
+        for job in self:
+            if job.state is State.RUNNING:
+                job.state = State.SAVING if job.machine else State.STOPPED
+
+    def stopped(self, *, clock: Callable[[], float] = time.time) -> None:
+        """Nothing runs any more."""
+        for job in self:
+            if job.state in (State.RUNNING, State.SAVING):
+                job.state, job.ended = State.STOPPED, clock()
 
     def fail(self, job: Job, why: str, *, clock: Callable[[], float] = time.time) -> None:
         """It failed: what comes after it is left out, and nothing else."""

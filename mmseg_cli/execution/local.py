@@ -147,9 +147,5 @@ def _tell(process: subprocess.Popen[bytes], text: bytes) -> None:
 
 
 def _ended(one: Running, code: int) -> Ended:
-    address, log = one.job.stage, Path(one.job.log)
-    if code == 0:
-        return Ended(address, 0, "")
-    if code < 0:
-        return Ended(address, None, f"its process was ended by {signal.Signals(-code).name}")
-    return Ended(address, None if code == stage.LOST else code, stage.why(log, start=one.log_start, code=code))
+    why = stage.why(Path(one.job.log), start=one.log_start, code=code)
+    return Ended.by_code(one.job.stage, code, why)

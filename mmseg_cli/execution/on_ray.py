@@ -129,7 +129,7 @@ def work(of: Work, told: Any) -> Outcome:
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGTERM)  # the second one kills the stage
         raise
-    why = "" if code == 0 else f"{stage.why(log, start=start, code=code)} (on {machine})"
+    why = f"{said} (on {machine})" if (said := stage.why(log, start=start, code=code)) else ""
     parcel = None
     if code == 0 and of.parcel is not None:
         try:
@@ -273,10 +273,7 @@ class OnRay:
             if outcome.parcel is not None:
                 clone.receive(self.paths, outcome.parcel)
                 self.made.append(job.stage)
-        if outcome.code < 0:
-            why = f"its process was ended by {signal.Signals(-outcome.code).name}"
-            return Ended(job.stage, None, why, outcome.machine)
-        return Ended(job.stage, None if outcome.code == stage.LOST else outcome.code, outcome.why, outcome.machine)
+        return Ended.by_code(job.stage, outcome.code, outcome.why, machine=outcome.machine)
 
     def _stuck(self) -> list[Ended]:
         """All that was handed over, where none of it has begun for long though the cluster has room: Ray lost it."""

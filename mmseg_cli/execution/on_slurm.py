@@ -51,7 +51,7 @@ class Work:
         signal.signal(signal.SIGTERM, self._pass_on)  # submitit only notes it
         while (code := self.process.poll()) is None:  # `wait` would hold a lock that `checkpoint` needs
             time.sleep(PAUSE_SECONDS)
-        return code, "" if code == 0 else stage.why(self.log, start=start, code=code)
+        return code, stage.why(self.log, start=start, code=code)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         if self.process is not None and self.process.poll() is None:
@@ -207,7 +207,7 @@ def _ended(handed: Any, job: Job) -> Ended:
         code, why = handed.result()
     except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError) as error:
         return Ended(job.stage, None, f"Slurm lost it ({' '.join(str(error).split())[:160]})")
-    return Ended(job.stage, None if code == stage.LOST or code < 0 else code, why)
+    return Ended.by_code(job.stage, code, why)
 
 
 def _signal(handed: Any, *, cluster: str) -> None:

@@ -68,7 +68,9 @@ def said(text: str) -> str:
 
 
 def why(log: Path, *, start: int, code: int) -> str:
-    """A line on a stage that failed, from what its log holds from byte `start` on."""
+    """A line on a stage that failed, from what its log holds from byte `start` on; empty where it ended well."""
+    if code == 0:
+        return ""
     try:
         text = log.read_bytes()[start:].decode(errors="replace")
     except OSError:

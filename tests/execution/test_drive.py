@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 
 import pytest
@@ -73,7 +74,7 @@ def driven(tmp_path):
         paths, shown = Paths(tmp_path, "demo"), []
         jobs = drive.jobs_of(graph_of(edges), paths, params, gpus=0)
         run.jobs, run.paths, run.shown = jobs, paths, shown
-        drive.drive(jobs, engine, paths=paths, params=params, show=shown.append)
+        drive.drive(jobs, engine, paths=paths, params=params, show=lambda status: shown.append(copy.deepcopy(status)))
         return jobs
 
     return run
@@ -135,9 +136,10 @@ def test_ctrl_c_stops_the_engine_and_says_what_is_left(driven):
     assert states == {
         "prepare@x": State.DONE,
         "train@a-0": State.DONE,
-        "train@b-0": State.WAITING,
+        "train@b-0": State.STOPPED,
         "ablate": State.WAITING,
     }
+    assert [status.jobs[2].state for status in driven.shown[-3:]] == [State.RUNNING, State.SAVING, State.STOPPED]
 
 
 def test_news_of_an_engine_are_shown(driven, monkeypatch):

@@ -141,7 +141,7 @@ def test_what_interrupts_a_hand_over_leaves_no_process(shell_project, monkeypatc
     monkeypatch.setattr(Local, "_start", interrupted)
     with closing(Local(project.root, jobs=2, gpus=[])) as engine, pytest.raises(KeyboardInterrupt):
         drive.drive(jobs, engine, paths=project.paths, params=project.params, show=lambda status: None)
-    assert [job.state for job in jobs] == [State.WAITING] * 2
+    assert [job.state for job in jobs] == [State.STOPPED] * 2
     assert not [pid for pid in alive(str(project.root)) if pid != os.getpid()]
 
 
@@ -159,7 +159,7 @@ COMMAND = [sys.executable, "-m", "mmseg_cli", "ablate", "--executor", "local", "
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL]
 )
-def test_whatever_ends_the_driver_lets_stages_save_and_leaves_no_process(shell_project, number):
+def test_whatever_ends_the_driver_lets_stages_save_and_leaves_no_process(shell_project, number, capsys):
     mark = f"77{os.getpid()}.5"
     saves = f"trap 'kill $!; echo saved > $1.saved; exit 130' INT TERM; sleep {mark} & touch $1.began; wait"
     project = shell_project({name: (f"bash saves {name}", []) for name in ("a", "b")})
@@ -182,8 +182,11 @@ def test_whatever_ends_the_driver_lets_stages_save_and_leaves_no_process(shell_p
         what = "dvc.yaml: stopped, what ran is kept up to its last save: run the same command again to go on"
         assert told.strip().splitlines()[-1] == f"mmseg: error: {what}"
         assert "Traceback" not in told
-    states = {job.state for job in drive.Status.read(drive.status_file(project.paths)).jobs}
-    assert states == ({State.WAITING} if number != signal.SIGKILL else {State.RUNNING})
+        assert "a: saves on " in told
+    execution.status(project.paths)
+    table = capsys.readouterr().out
+    assert table.startswith("2 stages by local: 2 stopped, 0 done; ")
+    assert "nobody runs it now" in table
 
 
 def test_a_second_driver_is_refused_and_a_status_says_when_nobody_drives(shell_project, capsys):
