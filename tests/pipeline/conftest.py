@@ -7,7 +7,11 @@ from tests.pipeline.tiny import TinyProject
 
 @pytest.fixture(scope="session")
 def done_project(tmp_path_factory: pytest.TempPathFactory) -> TinyProject:
-    """The tiny project after its first whole `dvc repro`. The tests that share it leave it up to date."""
+    """A tiny project of one variant after its first whole `dvc repro`. The tests that share it leave it up to date."""
     project = TinyProject(tmp_path_factory.mktemp("pipeline") / "project")
+    project.note_imports()
+    params = project.read_params()
+    params["ablate"]["variants"] = ["residual"]
+    project.write_params(params)
     project.first_run = project.repro()  # type: ignore[attr-defined]
     return project

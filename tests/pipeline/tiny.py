@@ -13,6 +13,20 @@ from typing import Any
 import yaml
 
 REPOSITORY = Path(__file__).parents[2]
+IMPORTED = Path(".work", "imported")  # of a project that notes them: a file for each stage
+
+# Python runs a module of this name, if it finds one, in every process.
+SITECUSTOMIZE = f"""
+import atexit, json, os, sys
+
+def note():
+    if os.path.basename(sys.argv[0]) == "mmseg" and "DVC_STAGE" in os.environ:
+        os.makedirs("{IMPORTED}", exist_ok=True)
+        with open(os.path.join("{IMPORTED}", os.environ["DVC_STAGE"]), "w") as file:
+            json.dump({{name: one.__file__ for name, one in sys.modules.items() if name.startswith("mmseg_cli")}}, file)
+
+atexit.register(note)
+"""
 
 
 def tiny_params() -> dict[str, Any]:
@@ -60,6 +74,10 @@ class TinyProject:
             self.environment.pop(name, None)
         self.run("git", "init", "--quiet")
         self.run("dvc", "init", "--quiet")
+
+    def note_imports(self) -> None:
+        """Have every stage that runs write down, under IMPORTED, which files of the package it imported."""
+        (self.root / "sitecustomize.py").write_text(SITECUSTOMIZE)
 
     def read_params(self) -> dict[str, Any]:
         return yaml.safe_load((self.root / "params.yaml").read_text())
