@@ -609,8 +609,9 @@ RULES = (
     "**Where the source leaves open what was measured** (single scale or augmented, training or prediction), one that"
     " reproduces the number suffices, and all must contradict it.",
     "**9 times** is counted, and exact or not.",
-    "**GPU hours** are an order of magnitude: estimated from counted work at 40 TFLOP/s a GPU, which is an assumption,"
-    " without validation, evaluation, loading of data and communication.",
+    "**GPU hours** are an order of magnitude: estimated from counted work at 40 TFLOP/s and traffic at 1 TB/s a GPU,"
+    " which are cautious assumptions (steps of `mmbconv` on an H200 came to 250 TFLOP/s in all), without validation,"
+    " evaluation, loading of data and communication.",
     "**Pairs.** All pairs of rows that differ in nothing else are compared; of layouts, also those where width and"
     f" expansion were solved for equal cost, if it is equal within {100 * EQUAL:g} %. The status rests on the first: of"
     " `mmbconv` where there is a choice, then of rows that change least of the preset.",

@@ -17,7 +17,7 @@ from mmseg_cli.models import cost
 
 Row = dict[str, Any]
 
-SUSTAINED = 400e12  # operations a second of an H100 in bfloat16 at 40 % of its 989 TFLOP/s
+SUSTAINED = 250e12  # operations a second in bfloat16, as mmbconv of the preset paper on an H200 (docs/decisions.md)
 CROPS_A_CORE = 80.0  # crops of 512x1024 that a core makes a second of PNG sources: `mmseg bench data` on an EPYC
 OVERLAPPED = 2 / 3  # of a step is backward, during which gradients are already sent
 
