@@ -47,17 +47,18 @@ def publish(
     says: Iterable[tuple[str, str]] = (),
     next_command: str | None = None,
 ) -> None:
-    """Write a benchmark's result and its page, and show its tables.
+    """Write a benchmark's result, with the code that it is of, and its page, and show its tables.
 
     Args:
         stem: of both files' names.
         tables: titles, headings and rows; one without rows is not shown.
         says: further lines for the end.
     """
+    from mmseg_cli import provenance
     from mmseg_cli.cli import screen
     from mmseg_cli.files import write_json, write_text
 
-    write_json(folder / f"{stem}.json", result)
+    write_json(folder / f"{stem}.json", result | {"code": provenance.code_state(Path())})
     write_text(folder / f"{stem}.md", page)
     for title, headings, rows in tables:
         if rows:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mmseg_cli import provenance
 from mmseg_cli.bench import start_up
 from mmseg_cli.errors import MmsegError
 from mmseg_cli.params import load
@@ -84,5 +85,6 @@ def test_the_command_writes_its_report(monkeypatch, tmp_path):
     ended = run_inside("bench", "start-up", "--rounds", "1", "--out", str(tmp_path))
     assert ended.code == 0, ended.err
     assert "bench start-up" in ended.out
-    assert json.loads((tmp_path / "start-up.json").read_text()) == found
+    of_this = {"code": provenance.code_state(REPOSITORY)}
+    assert json.loads((tmp_path / "start-up.json").read_text()) == found | of_this
     assert (tmp_path / "start-up.md").read_text() == start_up.markdown(found)
