@@ -160,7 +160,7 @@ def _block(
         {name: uncounted(step) for name, step in steps.items()},
         reference=PLAIN,
         rounds=rounds,
-        calls=1,
+        calls=None,
         units=work.batch,
         advance=advance,
     )

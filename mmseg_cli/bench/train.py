@@ -105,8 +105,10 @@ def _in_best_layout(
 ) -> tuple[str, Callable[[], None]]:
     """The faster of the two layouts, by its name, and the call in it."""
     best: tuple[float, str, Callable[[], None]] | None = None
-    on_gpu = torch.device(work.device).type == "cuda"  # whose convolutions in low precision know channels_last only
-    for name, layout in {CHANNELS_LAST: LAYOUTS[CHANNELS_LAST]}.items() if on_gpu else LAYOUTS.items():
+    only = (
+        torch.device(work.device).type == "cuda" and work.autocast is not None
+    )  # its convolutions know one layout then
+    for name, layout in {CHANNELS_LAST: LAYOUTS[CHANNELS_LAST]}.items() if only else LAYOUTS.items():
         call = prepare(contender, replace(work, memory_format=layout, loss=contender.loss))
         call()
         seconds = []
@@ -145,7 +147,7 @@ def _pair(
             {name: uncounted(call) for name, (_, call) in ready.items()},
             reference=peer,
             rounds=rounds,
-            calls=1,
+            calls=None,
             units=on.batch,
             advance=advance,
         )
@@ -193,6 +195,7 @@ def run(
     runtime.prepare_training(threads=threads)
     low = torch.bfloat16 if precision == "bfloat16" else None
     work = cost.Work(batch, size[0], size[1], str(device), low)
+    peak = matrix_peak(device, low or torch.float32)
     pairs: dict[str, Any] = {}
     left_out: dict[str, str] = {}
     for name in names:
@@ -223,7 +226,7 @@ def run(
             "device": str(device),
             "precision": precision,
         },
-        "matrix_peak": matrix_peak(device, low or torch.float32),
+        "matrix_peak": peak,
         "pairs": pairs,
         "left_out": left_out,
     }

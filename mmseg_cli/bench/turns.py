@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+LEAST_SECONDS = 0.5  # of a turn whose calls are not given: a GPU's step of 40 ms is at the mercy of the host
 
 
 @dataclass(frozen=True)
@@ -26,23 +29,26 @@ def take_turns(
     *,
     reference: str,
     rounds: int,
-    calls: int,
+    calls: int | None,
     units: int,
     advance: Callable[[], None],
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Time every contender in turn, `rounds` times, after one call each that does not count.
+    """Time every contender in turn, `rounds` times, after calls that do not count.
 
     Args:
         contenders: called with 0, 1, 2, ...; all do the same work for the same number.
         reference: the contender that the ratios are to.
-        calls: in a round.
+        calls: in a round; None for as many as take the fastest LEAST_SECONDS.
         units: crops or images that one call makes.
         advance: called after each round.
         clock: seconds.
     """
     for call in contenders.values():
         call(0)
+    if calls is None:
+        fastest = min(_seconds(call, clock) for call in contenders.values())
+        calls = max(1, math.ceil(LEAST_SECONDS / fastest)) if fastest > 0 else 1
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds):
         for name, call in contenders.items():
@@ -55,6 +61,12 @@ def take_turns(
         name: Timing(own, [mine / other for mine, other in zip(own, rates[reference], strict=True)])
         for name, own in rates.items()
     }
+
+
+def _seconds(call: Callable[[int], object], clock: Callable[[], float]) -> float:
+    begun = clock()
+    call(0)
+    return clock() - begun
 
 
 def uncounted(call: Callable[[], object]) -> Callable[[int], object]:

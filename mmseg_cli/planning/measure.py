@@ -301,8 +301,11 @@ def measure(job: Job) -> Sample:
     joules = 0.0 if meter is None else meter()
 
     def note_step(step: Step) -> None:
-        nonlocal joules
+        nonlocal joules, backward
         before, joules = joules, 0.0 if meter is None else meter()
+        if step.number == 1 and device.type == "cuda":  # in which cuDNN tried its algorithms
+            backward = 0.0
+            cost.restart_peak_on_cuda(device)
         if step.number > 1:
             seconds.append(step.seconds)
             if meter is not None:
@@ -319,7 +322,11 @@ def measure(job: Job) -> Sample:
                 state,
                 batches(),
                 model=parts.callable_model(
-                    section, state.network, runtime=chosen, processes=here, micro_batch=job.micro
+                    section.model_copy(update={"crop": list(job.size)}),
+                    state.network,
+                    runtime=chosen,
+                    processes=here,
+                    micro_batch=job.micro,
                 )
                 if job.alone
                 else state.network,
@@ -361,9 +368,7 @@ def _begin(device: torch.device) -> float:
     """Forget what went before, and give the bytes in use now."""
     gc.collect()
     if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
+        return cost.restart_peak_on_cuda(device)
     _load_libraries()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others give memory back by themselves
@@ -389,4 +394,4 @@ def _load_libraries() -> None:
 
 
 def _peak(device: torch.device) -> float:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else cost.peak_resident_bytes()
+    return cost.peak_bytes_on_cuda(device) if device.type == "cuda" else cost.peak_resident_bytes()
