@@ -26,7 +26,7 @@ ALL = {name for name, one in vars(kernels).items() if isinstance(one, triton.run
 
 
 def signature(kernel: Any, given: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
-    """What a launch is to the compiler: the types of its arguments, and the values of those that it takes as constants."""
+    """What a launch is to the compiler: its arguments' types, and the values of those that are constants to it."""
     types, constants = {}, {}
     for parameter in kernel.params:
         value = given[parameter.name]
