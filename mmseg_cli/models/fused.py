@@ -34,6 +34,7 @@ class Gated(Protocol):
 
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
+LARGEST = 2**31 - 1  # elements of one image's map: the kernels count in 32 bits there
 _serves = False
 
 
@@ -57,16 +58,29 @@ def _kernels() -> ModuleType:
 
 @cache
 def _works(device: torch.device) -> bool:
-    """Whether a kernel can be built and run; warns if not: Triton may be missing, as may its compilers."""
+    """Whether the kernels can be built and run; warns if not: Triton may be missing, as may its compilers."""
     try:
-        x_BCHW = torch.ones((1, 16, 2, 2), device=device).contiguous(memory_format=torch.channels_last)
-        _kernels().depthwise(x_BCHW, torch.ones((16, 1, 3, 3), device=device))
+        _run_all(device)
         torch.cuda.synchronize(device)
     except Exception as error:  # of compilers, which have no class in common
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         warnings.warn(f"no Triton kernels here ({why}): training is slower, by torch's own", stacklevel=2)
         return False
     return True
+
+
+def _run_all(device: torch.device) -> None:
+    """Run every kernel once."""
+    kernels = _kernels()
+    x_BCHW = torch.ones((1, 16, 2, 2), device=device).contiguous(memory_format=torch.channels_last)
+    ones_C, ones_BC = torch.ones(16, device=device), torch.ones((1, 16), device=device)
+    norm_4C = kernels.batch_norm(x_BCHW, *(ones_C.clone() for _ in range(4)), momentum=0.1, eps=1e-5)
+    kernels.pooled(x_BCHW, norm_4C, activation="silu")
+    kernels.activated(x_BCHW, norm_4C, ones_BC, activation="silu")
+    kernels.gradient_sums(x_BCHW, x_BCHW, norm_4C, gated=True, activation="silu")
+    kernels.norm_backward(x_BCHW, x_BCHW, norm_4C, ones_C, ones_C, ones_BC, ones_BC, activation="silu")
+    kernels.depthwise(x_BCHW, torch.ones((16, 1, 3, 3), device=device))
+    kernels.depthwise_weight(x_BCHW, x_BCHW)
 
 
 def serves(x_BCHW: Tensor, act: nn.Module, between: Sequence[nn.Module]) -> bool:
@@ -77,6 +91,7 @@ def serves(x_BCHW: Tensor, act: nn.Module, between: Sequence[nn.Module]) -> bool
         and x_BCHW.dtype in _TYPES
         and type(act) in _ACTIVATIONS
         and x_BCHW.is_contiguous(memory_format=torch.channels_last)
+        and x_BCHW.numel() <= x_BCHW.shape[0] * LARGEST
         and (len(between) == 0 or (len(between) == 1 and hasattr(between[0], "gate")))
     )
 

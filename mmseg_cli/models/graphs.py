@@ -83,7 +83,8 @@ def _captured(network: nn.Module, like_BCHW: Tensor, autocast: torch.dtype | Non
     except RuntimeError as error:
         if ran_out(error):
             raise
-        what = f"the network cannot be captured as a CUDA graph ({str(error).splitlines()[0]})"
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        what = f"the network cannot be captured as a CUDA graph ({why})"
         raise MmsegError(str(device), what, "set runtime.compile or runtime.recompute, which do without") from error
     finally:
         torch.cuda.set_rng_state(generator, device)

@@ -5,6 +5,8 @@ every time. Sums over pixels are made in chunks, so that there is work for every
 up. Triton comes with torch's builds for NVIDIA's GPUs; import this module only where it is there. With
 TRITON_INTERPRET=1 in the environment the kernels run on the CPU, to be tested.
 
+Places within one image are counted in 32 bits, which :func:`mmseg_cli.models.fused.serves` minds.
+
 Shape suffixes: B batch, C channels, H, W height and width; N chunks. P is the number of an image's pixels.
 """
 
@@ -87,7 +89,7 @@ def _norm_of(
     kept = c < C
     offset = total / P
     mean = (tl.load(x_ptr + c, mask=kept, other=0.0).to(tl.float64) + offset).to(tl.float32)
-    var = tl.maximum(squares / P - offset * offset, 0.0, propagate_nan=tl.PropagateNan.ALL).to(tl.float32)
+    var = tl.maximum((squares / P - offset * offset).to(tl.float32), 0.0, propagate_nan=tl.PropagateNan.ALL)
     inverse = 1.0 / tl.sqrt(var + eps)
     scale = inverse * tl.load(weight_ptr + c, mask=kept, other=0.0)
     shift = tl.load(bias_ptr + c, mask=kept, other=0.0) - mean * scale

@@ -86,7 +86,15 @@ class ChannelShuffle(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Interleave the groups."""
+        if x_BCHW.is_cuda and x_BCHW.is_contiguous(memory_format=torch.channels_last):
+            return self.in_channels_last(x_BCHW)
         return F.channel_shuffle(x_BCHW, self.groups)
+
+    def in_channels_last(self, x_BCHW: Tensor) -> Tensor:
+        """The same; a map in channels_last stays so, which torch's own leaves on a GPU."""
+        batch, channels, height, width = x_BCHW.shape
+        x_BHWgc = x_BCHW.permute(0, 2, 3, 1).reshape(batch, height, width, self.groups, channels // self.groups)
+        return x_BHWgc.transpose(-1, -2).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 def norm(name: str, channels: int) -> nn.Module:

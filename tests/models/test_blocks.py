@@ -160,7 +160,11 @@ def test_the_shuffle_deals_the_groups_out_in_turn() -> None:
     assert shuffled_by_hand(6, 2) == [0, 3, 1, 4, 2, 5]
     x_BCHW = torch.randn(2, 12, 3, 2)
     for groups in (1, 2, 3, 4, 6, 12):
-        assert torch.equal(layers.ChannelShuffle(groups)(x_BCHW), x_BCHW[:, shuffled_by_hand(12, groups)])
+        shuffle = layers.ChannelShuffle(groups)
+        assert torch.equal(shuffle(x_BCHW), x_BCHW[:, shuffled_by_hand(12, groups)])
+        as_on_gpu_BCHW = shuffle.in_channels_last(x_BCHW.contiguous(memory_format=torch.channels_last))
+        assert torch.equal(as_on_gpu_BCHW, shuffle(x_BCHW))
+        assert as_on_gpu_BCHW.is_contiguous(memory_format=torch.channels_last)
 
 
 def grouped_as_full(weight_OIHW: Tensor, *, groups: int) -> Tensor:

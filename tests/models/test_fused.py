@@ -59,7 +59,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             is_cuda = True
 
             def __init__(self, x: Tensor) -> None:
-                self.is_contiguous, self.dtype = x.is_contiguous, x.dtype
+                self.is_contiguous, self.dtype, self.shape, self.numel = x.is_contiguous, x.dtype, x.shape, x.numel
 
         monkeypatch.setattr(fused, "serves", lambda x_BCHW, act, between: serves(Cuda(x_BCHW), act, between))
     with fused.serving(torch.device(DEVICE)):
