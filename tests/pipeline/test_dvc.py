@@ -141,6 +141,7 @@ def of_both(*stages: str) -> set[str]:
         ("cost", {"repeats": 3}, {"cost", "ablate"}),
         ("runtime", {"workers": 1}, {"cost", "ablate"}),  # it is measured on a machine as it is set
         ("execution", {"retries": 1}, set()),
+        ("ablate", {"variants": ["residual"]}, {"cost", "ablate"}),
     ],
 )
 def test_what_a_change_puts_out_of_date(
@@ -218,6 +219,7 @@ def test_a_seed_comes_and_goes(done_project: TinyProject) -> None:
     assert "mean_iou_s0" in columns and "mean_iou_s1" not in columns
 
 
+@pytest.mark.slow
 def test_dropping_a_variant_removes_it_from_the_table(done_project: TinyProject) -> None:
     params = done_project.read_params()
     params["ablate"]["variants"] = ["residual"]
