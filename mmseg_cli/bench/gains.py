@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from mmseg_cli import runtime
 from mmseg_cli.ablation.costs import versus
-from mmseg_cli.bench import peers
+from mmseg_cli.bench import peers, turns
 from mmseg_cli.bench.machine import environment_of
 from mmseg_cli.bench.turns import take_turns, uncounted
 from mmseg_cli.errors import MmsegError
@@ -252,6 +252,7 @@ def run(
             "threads": torch.get_num_threads(),
             "device": str(device),
             "precision": precision,
+            "turn_seconds": turns.LEAST_SECONDS,
         },
         "blocks": found,
     }
@@ -295,9 +296,9 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         f"A training step on {settings['batch']} images of {height}x{width}: forward, cross entropy of",
         f"{settings['classes']} classes at the images' size, backward, AdamW. {settings['threads']} threads, device",
-        f"{settings['device']}, {settings['precision']}; all ways in turns, {settings['rounds']} rounds;",
-        "ratios are medians over the rounds with their 95 % interval. The ways up to `ours` build on each other, the",
-        "last ones on `ours`. Kept is what autograd keeps for backward, counted, in float32. The last column compares",
+        f"{settings['device']}, {settings['precision']}; all ways in turns{turns.told(settings)},",
+        f"{settings['rounds']} rounds; ratios are medians over the rounds with their 95 % interval. The ways up to",
+        "`ours` build on each other, the last ones on `ours`. Kept is what autograd keeps for backward, counted, in float32. The last column compares",
         f"the losses of the first {CHECKED_STEPS} steps with the plain way's, relative. The network: {network}.",
         f"Machine: {machine}.",
         "",

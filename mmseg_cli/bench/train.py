@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from mmseg_cli import runtime
 from mmseg_cli.ablation.costs import versus
-from mmseg_cli.bench import peers
+from mmseg_cli.bench import peers, turns
 from mmseg_cli.bench.machine import environment_of, matrix_peak
 from mmseg_cli.bench.turns import take_turns, uncounted
 from mmseg_cli.errors import MmsegError, ran_out
@@ -225,6 +225,7 @@ def run(
             "threads": torch.get_num_threads(),
             "device": str(device),
             "precision": precision,
+            "turn_seconds": turns.LEAST_SECONDS,
         },
         "matrix_peak": peak,
         "pairs": pairs,
@@ -296,10 +297,10 @@ def markdown(result: dict[str, Any]) -> str:
         f"{settings['classes']} classes, {settings['threads']} threads, device {settings['device']}. A training step",
         f"is forward, cross entropy at the images' size, backward and SGD on {settings['batch']} images; inference is",
         "of one image, to logits of its size, with batch norms folded into convolutions where that can be done. Each",
-        "network runs in the memory layout (channels_last or contiguous) that was faster for it, on a GPU in",
-        "channels_last; there ours trains by CUDA graphs, as `mmseg train` does, and theirs as its code does. Ours and",
-        f"the peer take turns, {settings['rounds']} rounds; ratios are medians over the rounds with their 95 %",
-        "interval, above 1 where ours is faster, or takes more memory.",
+        "network runs in the memory layout (channels_last or contiguous) that was faster for it, on a GPU in bfloat16",
+        "in channels_last; on a GPU ours trains by CUDA graphs, as `mmseg train` does, and theirs as its code does. Ours",
+        f"and the peer take turns{turns.told(settings)}, {settings['rounds']} rounds; ratios are medians over the",
+        "rounds with their 95 % interval, above 1 where ours is faster, or takes more memory.",
         "",
         f"Ours: {', '.join(f'{key} {value}' for key, value in ours.items())}.",
         "",

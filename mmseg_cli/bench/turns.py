@@ -63,6 +63,11 @@ def take_turns(
     }
 
 
+def told(settings: Mapping[str, object]) -> str:
+    """A clause on the turns of a report's settings: before these had `turn_seconds`, a turn was one call."""
+    return f" of as many steps as take the fastest {settings['turn_seconds']:g} s" if "turn_seconds" in settings else ""
+
+
 def _seconds(call: Callable[[int], object], clock: Callable[[], float]) -> float:
     begun = clock()
     call(0)

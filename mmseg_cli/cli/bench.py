@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -25,8 +25,17 @@ bench_app = group(
 )
 
 
-def report_folder(out: Path | None, device: str = "cpu") -> Path:
-    """Where a benchmark's report goes: a folder that the user names, else this machine's, by its processor or GPU."""
+class Report(NamedTuple):
+    """Where a report goes, and the code that is there when measuring begins: of a long one, later is another's."""
+
+    folder: Path
+    code: dict[str, str | None]
+
+
+def begin_report(out: Path | None, device: str = "cpu") -> Report:
+    """A benchmark's report, before it measures: in a folder that the user names, else this machine's, by its processor
+    or GPU.
+    """
     from mmseg_cli import provenance, runtime
     from mmseg_cli.files import require_writable
 
@@ -34,12 +43,12 @@ def report_folder(out: Path | None, device: str = "cpu") -> Path:
     machine = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
     folder = out or Path("reports") / "bench" / machine
     require_writable(folder)
-    return folder
+    return Report(folder, provenance.code_state(Path()))
 
 
 def publish(
     stem: str,
-    folder: Path,
+    report: Report,
     result: dict[str, Any],
     page: str,
     tables: Iterable[tuple[str, Iterable[str], Collection[Iterable[str]]]],
@@ -47,24 +56,23 @@ def publish(
     says: Iterable[tuple[str, str]] = (),
     next_command: str | None = None,
 ) -> None:
-    """Write a benchmark's result, with the code that it is of, and its page, and show its tables.
+    """Write a benchmark's result, with the commit that it is of, and its page, and show its tables.
 
     Args:
         stem: of both files' names.
         tables: titles, headings and rows; one without rows is not shown.
         says: further lines for the end.
     """
-    from mmseg_cli import provenance
     from mmseg_cli.cli import screen
     from mmseg_cli.files import write_json, write_text
 
-    write_json(folder / f"{stem}.json", result | {"code": provenance.code_state(Path())})
-    write_text(folder / f"{stem}.md", page)
+    write_json(report.folder / f"{stem}.json", result | {"code": report.code})
+    write_text(report.folder / f"{stem}.md", page)
     for title, headings, rows in tables:
         if rows:
             screen.table(title, headings, rows)
-    report = ("report", f"{folder}/{stem}.md, {stem}.json")
-    screen.panel(f"bench {stem}", [*says, report], next_command=next_command)
+    files = ("report", f"{report.folder}/{stem}.md, {stem}.json")
+    screen.panel(f"bench {stem}", [*says, files], next_command=next_command)
 
 
 @bench_app.command(epilog=example("mmseg bench data", "mmseg bench data --images 16 --rounds 9"))
@@ -83,15 +91,15 @@ def data(
     from mmseg_cli.bench import data as room
     from mmseg_cli.cli import screen
 
-    folder = report_folder(out)
+    report = begin_report(out)
     with (
-        tempfile.TemporaryDirectory(dir=folder, prefix=".work-") as work,
+        tempfile.TemporaryDirectory(dir=report.folder, prefix=".work-") as work,
         screen.Screen("bench data", unit="rounds") as show,
     ):
         show.begin(total=2 * len(room.KINDS) * rounds)
         result = room.run(Path(work), images=images, rounds=rounds, calls=calls, seed=seed, advance=show.advance)
     tables = [(title, room.HEADINGS, rows) for title, rows in room.tables(result).items()]
-    publish("data", folder, result, room.markdown(result), tables)
+    publish("data", report, result, room.markdown(result), tables)
 
 
 @bench_app.command(
@@ -134,7 +142,7 @@ def predict(
                 raise MmsegError(option, "stands beside --run, which is one network", "leave out one of the two")
         contestants = _of_run(run)
     where = runtime.pick_device(device, where="--device")
-    folder = report_folder(out, str(where))
+    report = begin_report(out, str(where))
     with screen.Screen("bench predict", unit="rounds") as show:
         show.begin(total=len(contestants) * rounds)
         result = room.run(
@@ -148,7 +156,7 @@ def predict(
             warn=show.warn,
         )
     tables = [(title, room.HEADINGS, rows) for title, rows in room.tables(result).items()]
-    publish("predict", folder, result, room.markdown(result), tables)
+    publish("predict", report, result, room.markdown(result), tables)
 
 
 @bench_app.command(epilog=example("mmseg bench train", "mmseg bench train --peers torchvision-lraspp --batch 8"))
@@ -183,7 +191,7 @@ def train(
     _, params = load(preset)
     network = params.network_of(variant)
     where = runtime.pick_device(device, where="--device")
-    folder = report_folder(out, str(where))
+    report = begin_report(out, str(where))
     with screen.Screen("bench train", unit="rounds") as show:
         show.begin(total=len(names) * (2 * rounds + 2))
         result = room.run(
@@ -200,7 +208,7 @@ def train(
             warn=show.warn,
         )
     tables = [(title, room.headings(title), rows) for title, rows in room.tables(result).items()]
-    publish("train", folder, result, room.markdown(result), tables, next_command="mmseg bench accuracy")
+    publish("train", report, result, room.markdown(result), tables, next_command="mmseg bench accuracy")
 
 
 @bench_app.command(
@@ -240,7 +248,7 @@ def gains(
     usual = [way for way in room.WAYS if way != "compile" and (way != room.GRAPH or where.type == "cuda")]
     wanted = usual if ways is None else _chosen("--ways", ways, room.WAYS)
     _, params = load(preset)
-    folder = report_folder(out, str(where))
+    report = begin_report(out, str(where))
     with screen.Screen("bench gains", unit="rounds") as show:
         show.begin(total=len(chosen) * rounds)
         result = room.run(
@@ -258,7 +266,7 @@ def gains(
             warn=show.warn,
         )
     tables = [(title, room.HEADINGS, rows) for title, rows in room.tables(result).items()]
-    publish("gains", folder, result, room.markdown(result), tables, next_command="mmseg bench train")
+    publish("gains", report, result, room.markdown(result), tables, next_command="mmseg bench train")
 
 
 @bench_app.command(epilog=example("mmseg bench feed", "mmseg bench feed --preset paper --device cuda --workers 15"))
@@ -282,7 +290,7 @@ def feed(
     _, params = load(preset)
     params.network_of(variant)
     where = runtime.pick_device(device, where="--device")
-    folder = report_folder(out, str(where))
+    report = begin_report(out, str(where))
     with screen.Screen("bench feed", unit="turns") as show:
         show.begin(total=2 * rounds)
         result = room.run(
@@ -295,7 +303,7 @@ def feed(
             device=where,
             advance=show.advance,
         )
-    publish("feed", folder, result, room.markdown(result), [("", room.HEADINGS, room.rows(result))])
+    publish("feed", report, result, room.markdown(result), [("", room.HEADINGS, room.rows(result))])
 
 
 @bench_app.command(epilog=example("mmseg bench growth", "mmseg bench growth --rounds 3 --out /tmp/report"))
@@ -326,7 +334,7 @@ def growth(
     crop = (section.crop[0], section.crop[1])
     counted = on_paper.count(large, larger.network_of(variant), classes=19, batch=section.batch, size=crop)
     where = runtime.pick_device(device, where="--device")
-    folder = report_folder(out, str(where))
+    report = begin_report(out, str(where))
     with screen.Screen("bench growth", unit="rounds") as show:
         result = room.run(
             room.Plan(rounds=rounds),
@@ -338,9 +346,9 @@ def growth(
             begin=lambda total: show.begin(total=total),
             advance=show.advance,
         )
-    page.figure(result, folder / "growth.png")
+    page.figure(result, report.folder / "growth.png")
     tables = [(title, *rest) for title, rest in page.tables(result).items()]
-    publish("growth", folder, result, page.markdown(result), tables, next_command=f"mmseg plan {large}")
+    publish("growth", report, result, page.markdown(result), tables, next_command=f"mmseg plan {large}")
 
 
 @bench_app.command("start-up", epilog=example("mmseg bench start-up", "mmseg bench start-up --preset demo"))
@@ -358,7 +366,7 @@ def start_up(
     from mmseg_cli.cli import screen
 
     paths, params = load(preset)
-    folder = report_folder(out)
+    report = begin_report(out)
     with (
         # A mirror may still write when the last command has ended.
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work,
@@ -366,7 +374,7 @@ def start_up(
     ):
         show.begin(total=rounds)
         result = room.run(paths, params, Path(work), rounds=rounds, advance=show.advance)
-    publish("start-up", folder, result, room.markdown(result), [("seconds", room.HEADINGS, room.rows(result))])
+    publish("start-up", report, result, room.markdown(result), [("seconds", room.HEADINGS, room.rows(result))])
 
 
 @bench_app.command(epilog=example("mmseg bench execution", "mmseg bench execution --few 4 --rounds 1"))
@@ -384,14 +392,14 @@ def execution(
     from mmseg_cli.cli import screen
 
     paths, params = load("demo")
-    folder = report_folder(out)
+    report = begin_report(out)
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work,
         screen.Screen("bench execution", unit="parts") as show,
     ):
         show.begin(total=len(room.SIZES) * (1 + rounds))
         result = room.run(Path(work), params, paths.params, few=few, rounds=rounds, advance=show.advance)
-    publish("execution", folder, result, room.markdown(result), [("seconds", room.HEADINGS, room.rows(result))])
+    publish("execution", report, result, room.markdown(result), [("seconds", room.HEADINGS, room.rows(result))])
 
 
 def peers_of(chosen: str | None) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mmseg_cli.cli.bench import CAMVID, peers_of, publish, report_folder, variants_of
+from mmseg_cli.cli.bench import CAMVID, begin_report, peers_of, publish, variants_of
 from mmseg_cli.cli.common import load, resumable
 from mmseg_cli.errors import MmsegError
 
@@ -27,14 +27,14 @@ def calibration(
     from mmseg_cli.bench.calibration_trials import Size
     from mmseg_cli.cli import screen
 
-    folder = report_folder(out)
+    report = begin_report(out)
     size = Size(trials=trials, bootstrap_trials=min(trials, Size.bootstrap_trials), seed=seed)
     calls = room.plan(size)
     with screen.Screen("bench calibration", unit="parts") as show:
         show.begin(total=len(calls))
         result = room.run(calls, size, advance=show.advance)
     tables = [(title, room.headings(result), rows) for title, rows in room.tables(result).items()]
-    publish("calibration", folder, result, room.markdown(result), tables, next_command="mmseg bench alike")
+    publish("calibration", report, result, room.markdown(result), tables, next_command="mmseg bench alike")
 
 
 def alike(
@@ -58,7 +58,7 @@ def alike(
     if block not in BLOCK_NAMES:
         raise unknown_name("--block", block, BLOCK_NAMES)
     room.require_enough(trainings, seeds)
-    folder = report_folder(out)
+    report = begin_report(out)
     project = Path(".work") / f"bench-alike-{block}"
     with (
         resumable(project, "trainings that are done are kept"),
@@ -76,7 +76,7 @@ def alike(
         )
     says = [("mIoU", room.in_words([row["miou"] for row in result["runs"]]))]
     tables = [(title, room.HEADINGS, rows) for title, rows in room.tables(result).items()]
-    publish("alike", folder, result, room.markdown(result), tables, says=says)
+    publish("alike", report, result, room.markdown(result), tables, says=says)
     shutil.rmtree(project, ignore_errors=True)
 
 
@@ -135,7 +135,7 @@ def accuracy(
     names = peers_of(chosen)
     section = params.section_of(ours[0], "train")
     store = open_store(paths.store(section.dataset), parameters=params.datasets[section.dataset].content())
-    folder = report_folder(out)
+    report = begin_report(out)
     work = keep or paths.root / ".work" / f"bench-accuracy-{preset}"
     where = runtime.pick_device(device, where="--device")
     stem = f"accuracy-{seconds:g}s"
@@ -161,9 +161,9 @@ def accuracy(
             advance=show.advance,
             note=show.note,
         )
-    page.figure(result, folder / f"{stem}.png")
+    page.figure(result, report.folder / f"{stem}.png")
     tables = [(f"{seconds:g} seconds of training", page.HEADINGS, page.rows(result))]
-    publish(stem, folder, result, page.markdown(result, picture=f"{stem}.png"), tables)
+    publish(stem, report, result, page.markdown(result, picture=f"{stem}.png"), tables)
 
 
 def _numbers(option: str, text: str) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -156,7 +157,8 @@ def status(paths: Paths) -> None:
         raise MmsegError("--status", f"no grid of {paths.preset} has been run by an executor here", todo)
     found = drive.Status.read(file)
     driven = is_held(drive.lock(paths))
-    if not driven and found.engine != "slurm":  # whose jobs outlive a driver that was killed
+    here = found.machine == platform.node()  # or the lock may be one that this machine cannot see
+    if not driven and here and found.engine != "slurm":  # whose jobs outlive a driver that was killed
         Jobs(retries=0, of={job.stage: job for job in found.jobs}).stopped()
     screen.listing(board.summary(found), board.HEADINGS, board.rows(found))
     if not driven and any(job.state not in ENDED for job in found.jobs):

@@ -80,20 +80,22 @@ class Changes:
         """One for each stage that began, ended, failed, is tried again or saves, one for all that a failure leaves out;
         sometimes one for each that trains.
         """
-        left_out = []
+        left_out, failed = [], []
         for job in status.jobs:
             before = self._seen.get(job.stage, (State.WAITING, 0, ""))
             now = (job.state, job.tries, job.machine)
             self._seen[job.stage] = now
             if now == before or (job.state is State.RUNNING and not job.machine):
                 continue
+            if job.state is State.FAILED:
+                failed.append(dvc.name_of(job.stage))
             if job.state is State.LEFT_OUT:
-                left_out.append(job)
+                left_out.append(dvc.name_of(job.stage))
             else:
                 yield f"{dvc.name_of(job.stage)}: {_told(job, seconds=status.written - (job.began or 0))}"
         if left_out:
-            first, more = left_out[0], len(left_out) - 1
-            yield f"{dvc.name_of(first.stage)}{f' and {more} more' if more else ''}: left out: {first.why}"
+            more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+            yield f"{left_out[0]}{more}: left out, after {', '.join(failed)}"
         if time.monotonic() - self._told >= self.every_seconds:
             self._told = time.monotonic()
             for job in status.jobs:
@@ -117,6 +119,6 @@ def _told(job: Job, *, seconds: float) -> str:
         case State.WAITING:
             return f"to be tried again: {job.why}"
         case State.SAVING:
-            return f"saves{where}; a second Ctrl-C does not wait for it"
+            return f"saves{where}; a Ctrl-C now does not wait for it"
         case _:
             return str(job.state)

@@ -6,6 +6,7 @@ import platform
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -143,11 +144,13 @@ def drive(jobs: Jobs, engine: Engine, *, paths: Paths, params: Params, show: Sho
         try:
             with deaf_to(*SCHEDULERS):
                 jobs.stopping()
-                _tell(status, paths, show)
-                engine.stop(seconds=MINUTE * params.execution.save_minutes)
+                try:
+                    _tell_if_possible(status, paths, show)
+                finally:
+                    engine.stop(seconds=MINUTE * params.execution.save_minutes)
         finally:
             jobs.stopped()
-            _tell(status, paths, show)
+            _tell_if_possible(status, paths, show)
         raise
     _tell(status, paths, show)
 
@@ -157,6 +160,12 @@ def _tell(status: Status, paths: Paths, show: Show) -> Status:
     now.write(status_file(paths))
     show(now)
     return now
+
+
+def _tell_if_possible(status: Status, paths: Paths, show: Show) -> None:
+    """The same while all is stopped: a closed terminal or a full disk may be why, and must not keep it from being."""
+    with suppress(OSError, SystemExit):  # rich makes the latter of a closed pipe
+        _tell(status, paths, show)
 
 
 def _submit(jobs: Jobs, engine: Engine) -> bool:

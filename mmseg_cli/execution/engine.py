@@ -34,7 +34,8 @@ class Ended:
     def by_code(cls, stage: str, code: int, why: str, *, machine: str = "") -> Ended:
         """By the exit code of `mmseg_cli.execution.stage`, as subprocess has it: below 0 a signal ended it."""
         if code < 0:
-            return cls(stage, None, f"its process was ended by {signal.Signals(-code).name}", machine)
+            name = next((one.name for one in signal.Signals if one == -code), f"signal {-code}")
+            return cls(stage, None, f"its process was ended by {name}", machine)
         return cls(stage, None if code == LOST else code, why, machine)
 
 

@@ -158,7 +158,7 @@ class Jobs:
         """Nothing runs any more."""
         for job in self:
             if job.state in (State.RUNNING, State.SAVING):
-                job.state, job.ended = State.STOPPED, clock()
+                job.state, job.ended, job.why = State.STOPPED, clock(), ""
 
     def fail(self, job: Job, why: str, *, clock: Callable[[], float] = time.time) -> None:
         """It failed: what comes after it is left out, and nothing else."""

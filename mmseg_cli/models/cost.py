@@ -421,7 +421,8 @@ def peak_training_bytes(make_network: Callable[..., nn.Module], arguments: Mappi
     """Measure the peak memory of training: weights, gradients, momentum, activations and working memory.
 
     Two training steps as in :func:`step_seconds` are run, so that the second finds the optimizer's state in place,
-    and what was in use before the network was built is subtracted. On CUDA the peak is that of torch's allocator. On
+    and what was in use before the network was built is subtracted. On CUDA the peak is what torch holds in the second
+    step, in which it no longer tries algorithms: blocks of 2 to 20 MiB, so small networks are told coarsely. On
     the CPU it is that of the resident memory of a fresh process (which loads torch, about a second), because
     what an allocator keeps from earlier work would count otherwise.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mmseg_cli.errors import MmsegError
 
 UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-USABLE = 0.9  # of a GPU's memory: the rest is the driver's, and what the allocator cannot join
+USABLE = 0.9  # of a GPU's memory: the rest is the driver's and the CUDA context's
 
 
 @dataclass(frozen=True)

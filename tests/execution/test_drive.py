@@ -142,6 +142,22 @@ def test_ctrl_c_stops_the_engine_and_says_what_is_left(driven):
     assert [status.jobs[2].state for status in driven.shown[-3:]] == [State.RUNNING, State.SAVING, State.STOPPED]
 
 
+@pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), SystemExit(1)])
+def test_a_screen_or_disk_that_fails_does_not_keep_the_engine_from_being_stopped(driven, monkeypatch, fault):
+    tell = drive._tell
+
+    def told(status, paths, show):
+        if any(job.state in (State.SAVING, State.STOPPED) for job in status.jobs):
+            raise fault
+        return tell(status, paths, show)
+
+    monkeypatch.setattr(drive, "_tell", told)
+    engine = Pretender({"train@b-0": ["goes on", "ctrl-c"]})
+    with pytest.raises(KeyboardInterrupt):
+        driven(engine)
+    assert engine.stopped == 300.0
+
+
 def test_news_of_an_engine_are_shown(driven, monkeypatch):
     monkeypatch.setattr(drive, "LOOK_SECONDS", 0.0)
     driven(Pretender({"train@a-0": ["goes on", "goes on", 0]}))

@@ -179,4 +179,4 @@ def test_without_a_terminal_there_is_a_line_for_each_change():
     jobs.fail(job, "train.steps: too few: raise it")
     lines = list(changes.lines(status_of(jobs)))
     assert lines[0] == "prepare: failed on node2: train.steps: too few: raise it"
-    assert lines[1:] == ["train@a-0 and 2 more: left out: comes after prepare"]
+    assert lines[1:] == ["train@a-0 and 2 more: left out, after prepare"]

@@ -228,6 +228,14 @@ def test_the_same_bits_every_time(served: list[str]) -> None:
     assert all(torch.equal(one, other) for one, other in zip(first[1], second[1], strict=True))
 
 
+@here
+def test_images_beyond_32_bits_are_left_to_lean(served: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    x_BCHW = torch.zeros(3, 4, 5, 5, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    for largest, fits in ((100, True), (99, False)):  # of one image
+        monkeypatch.setattr(fused, "LARGEST", largest)
+        assert fused.serves(x_BCHW, nn.SiLU(), []) is fits
+
+
 def test_what_does_not_fit_is_left_to_lean() -> None:
     x_BCHW = torch.zeros(2, 4, 3, 3)
     with fused.serving(torch.device("cpu")):

@@ -1,4 +1,7 @@
-"""The GPU's kernels, compiled to machine code for GPUs that need not be there: each launch, with the types it has."""
+"""The GPU's kernels, compiled to machine code for GPUs that need not be there: each launch, with the types it has.
+
+Triton makes further kinds of them for integers that are 1 or multiples of 16.
+"""
 
 from __future__ import annotations
 
