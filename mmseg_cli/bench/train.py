@@ -298,7 +298,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"is forward, cross entropy at the images' size, backward and SGD on {settings['batch']} images; inference is",
         "of one image, to logits of its size, with batch norms folded into convolutions where that can be done. Each",
         "network runs in the memory layout (channels_last or contiguous) that was faster for it, on a GPU in bfloat16",
-        "in channels_last; on a GPU ours trains by CUDA graphs, as `mmseg train` does, and theirs as its code does. Ours",
+        "in channels_last. There ours trains by CUDA graphs, as `mmseg train` does, and theirs as its code does. Ours",
         f"and the peer take turns{turns.told(settings)}, {settings['rounds']} rounds; ratios are medians over the",
         "rounds with their 95 % interval, above 1 where ours is faster, or takes more memory.",
         "",
