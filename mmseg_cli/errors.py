@@ -46,6 +46,10 @@ class Held(MmsegError):
     """Another process holds a lock (exit code 2)."""
 
 
+class NotCaptured(MmsegError):
+    """A network cannot be captured as a CUDA graph (exit code 2)."""
+
+
 class NumericalStop(MmsegError):
     """Training met NaN or Inf and stopped before the update (exit code 3)."""
 
@@ -77,6 +81,11 @@ def _rebuilt(kind: type[MmsegError], where: str, what: str, todo: str, exit_code
     MmsegError.__init__(error, where, what, todo)
     error.exit_code = exit_code
     return error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def ran_out(error: BaseException) -> bool:

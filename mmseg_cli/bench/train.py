@@ -26,7 +26,7 @@ from mmseg_cli.ablation.costs import versus
 from mmseg_cli.bench import peers, turns
 from mmseg_cli.bench.machine import environment_of, matrix_peak
 from mmseg_cli.bench.turns import take_turns, uncounted
-from mmseg_cli.errors import MmsegError, ran_out
+from mmseg_cli.errors import MmsegError, NotCaptured, ran_out
 from mmseg_cli.models import cost
 from mmseg_cli.models.fold import fold_norms
 
@@ -105,10 +105,9 @@ def _in_best_layout(
 ) -> tuple[str, Callable[[], None]]:
     """The faster of the two layouts, by its name, and the call in it."""
     best: tuple[float, str, Callable[[], None]] | None = None
-    only = (
-        torch.device(work.device).type == "cuda" and work.autocast is not None
-    )  # its convolutions know one layout then
-    for name, layout in {CHANNELS_LAST: LAYOUTS[CHANNELS_LAST]}.items() if only else LAYOUTS.items():
+    # A GPU's convolutions in low precision know one layout.
+    low_on_gpu = torch.device(work.device).type == "cuda" and work.autocast is not None
+    for name, layout in {CHANNELS_LAST: LAYOUTS[CHANNELS_LAST]}.items() if low_on_gpu else LAYOUTS.items():
         call = prepare(contender, replace(work, memory_format=layout, loss=contender.loss))
         call()
         seconds = []
@@ -191,6 +190,9 @@ def run(
 
     Returns:
         The content of the JSON report.
+
+    Raises:
+        NotCaptured: ours cannot be captured as a CUDA graph.
     """
     runtime.prepare_training(threads=threads)
     low = torch.bfloat16 if precision == "bfloat16" else None
@@ -209,6 +211,8 @@ def run(
             pairs[name] = {"network": ours} | _pair(
                 {OURS: own, name: theirs}, name, work=work, rounds=rounds, advance=advance
             )
+        except NotCaptured:  # after which torch may not draw on a GPU any more
+            raise
         except (MmsegError, RuntimeError, MemoryError) as error:
             ours_says = isinstance(error, MmsegError)
             if not ours_says and not ran_out(error):

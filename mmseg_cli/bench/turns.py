@@ -48,7 +48,7 @@ def take_turns(
         call(0)
     if calls is None:
         fastest = min(_seconds(call, clock) for call in contenders.values())
-        calls = max(1, math.ceil(LEAST_SECONDS / fastest)) if fastest > 0 else 1
+        calls = max(1, math.ceil(LEAST_SECONDS / fastest))
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds):
         for name, call in contenders.items():

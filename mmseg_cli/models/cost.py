@@ -453,9 +453,11 @@ def peak_training_bytes(make_network: Callable[..., nn.Module], arguments: Mappi
             raise
 
 
-def _two_steps(network: nn.Module, work: Work) -> None:
+def _two_steps(network: nn.Module, work: Work, *, between: Callable[[], object] = _nothing) -> None:
     step = training_step(network, work=work)
     step()
+    work.wait()
+    between()
     step()
     work.wait()
 
@@ -463,32 +465,12 @@ def _two_steps(network: nn.Module, work: Work) -> None:
 def _peak_on_cuda(make_network: Callable[..., nn.Module], arguments: Mapping[str, Any], work: Work) -> int:
     gc.collect()
     device = torch.device(work.device)
-    before = restart_peak_on_cuda(device)
-    try:
-        step = training_step(make_network(**arguments), work=work)
-        step()
-        work.wait()
-        restart_peak_on_cuda(device)  # in the first step cuDNN tried its algorithms
-        step()
-        work.wait()
+    before = restart_peak(device)
+    try:  # in the first step cuDNN tries its algorithms
+        _two_steps(make_network(**arguments), work, between=lambda: restart_peak(device))
     except torch.cuda.OutOfMemoryError as error:
         raise ResourceError(work.device, "not enough memory for this step", "use a smaller batch") from error
-    return peak_bytes_on_cuda(device) - before
-
-
-def restart_peak_on_cuda(device: torch.device) -> int:
-    """Give back what torch holds and does not use, restart the peak of the rest, and give it."""
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    return torch.cuda.memory_reserved(device)
-
-
-def peak_bytes_on_cuda(device: torch.device) -> int:
-    """The most that torch held of the device since `restart_peak_on_cuda`.
-
-    Held and not allocated: the maps of a CUDA graph count as allocated in its capture only, but are its own for ever.
-    """
-    return torch.cuda.max_memory_reserved(device)
+    return peak_bytes(device) - before
 
 
 def _peak_on_cpu(make_network: Callable[..., nn.Module], arguments: Mapping[str, Any], work: Work, threads: int) -> int:
@@ -499,21 +481,36 @@ def _peak_on_cpu(make_network: Callable[..., nn.Module], arguments: Mapping[str,
     for _ in range(2):
         _two_steps(warm_up, replace(work, batch=2, height=16, width=16))
     gc.collect()
-    before = restart_peak()
+    cpu = torch.device("cpu")
+    before = restart_peak(cpu)
     _two_steps(make_network(**arguments), work)
-    return peak_resident_bytes() - before
+    return peak_bytes(cpu) - before
 
 
-def restart_peak() -> int:
-    """Restart the peak of this process's resident memory where the system can, and give what is resident now."""
+def restart_peak(device: torch.device) -> int:
+    """Restart the peak of the bytes that this process has of a device, and give those of now.
+
+    Of a GPU those that torch holds, after it has given back what it does not use. Of the CPU the resident memory, where
+    the system can restart its peak.
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_reserved(device)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # Linux: see proc(5)
     resident = _proc_status_bytes("VmRSS")
-    return peak_resident_bytes() if resident is None else resident
+    return peak_bytes(device) if resident is None else resident
 
 
-def peak_resident_bytes() -> int:
-    """The peak of this process's resident memory since `restart_peak`, or since its start."""
+def peak_bytes(device: torch.device) -> int:
+    """The most that this process had of a device since `restart_peak`, or since its start.
+
+    Of a GPU what torch held and not what it had allocated: the maps of a CUDA graph count as allocated in its capture
+    only, but are its own for ever.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
     peak = _proc_status_bytes("VmHWM")
     if peak is not None:
         return peak

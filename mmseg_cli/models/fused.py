@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from mmseg_cli.errors import first_line
+
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.SiLU: "silu", nn.ReLU: "relu", nn.Identity: "none"}
 
 
@@ -60,27 +62,13 @@ def _kernels() -> ModuleType:
 def _works(device: torch.device) -> bool:
     """Whether the kernels can be built and run; warns if not: Triton may be missing, as may its compilers."""
     try:
-        _run_all(device)
+        x_BCHW = torch.ones((1, 16, 2, 2), device=device).contiguous(memory_format=torch.channels_last)
+        _kernels().run_all(x_BCHW, activation="silu", gated=True)
         torch.cuda.synchronize(device)
     except Exception as error:  # of compilers, which have no class in common
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        warnings.warn(f"no Triton kernels here ({why}): training is slower, by torch's own", stacklevel=2)
+        warnings.warn(f"no Triton kernels here ({first_line(error)}): training is slower, by torch's own", stacklevel=2)
         return False
     return True
-
-
-def _run_all(device: torch.device) -> None:
-    """Run every kernel once."""
-    kernels = _kernels()
-    x_BCHW = torch.ones((1, 16, 2, 2), device=device).contiguous(memory_format=torch.channels_last)
-    ones_C, ones_BC = torch.ones(16, device=device), torch.ones((1, 16), device=device)
-    norm_4C = kernels.batch_norm(x_BCHW, *(ones_C.clone() for _ in range(4)), momentum=0.1, eps=1e-5)
-    kernels.pooled(x_BCHW, norm_4C, activation="silu")
-    kernels.activated(x_BCHW, norm_4C, ones_BC, activation="silu")
-    kernels.gradient_sums(x_BCHW, x_BCHW, norm_4C, gated=True, activation="silu")
-    kernels.norm_backward(x_BCHW, x_BCHW, norm_4C, ones_C, ones_C, ones_BC, ones_BC, activation="silu")
-    kernels.depthwise(x_BCHW, torch.ones((16, 1, 3, 3), device=device))
-    kernels.depthwise_weight(x_BCHW, x_BCHW)
 
 
 def serves(x_BCHW: Tensor, act: nn.Module, between: Sequence[nn.Module]) -> bool:

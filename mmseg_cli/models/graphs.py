@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmseg_cli.errors import MmsegError, ran_out
+from mmseg_cli.errors import NotCaptured, first_line, ran_out
 from mmseg_cli.models import fused
 
 
@@ -29,7 +29,7 @@ class Graphed:
         autocast: the type of mixed precision, as in `torch.autocast`; None for float32.
 
     Raises:
-        MmsegError: it cannot be captured, because it waits for the device, say.
+        NotCaptured: it cannot be captured, because it waits for the device, say.
     """
 
     def __init__(self, network: nn.Module, like_BCHW: Tensor, *, autocast: torch.dtype | None) -> None:
@@ -83,9 +83,8 @@ def _captured(network: nn.Module, like_BCHW: Tensor, autocast: torch.dtype | Non
     except RuntimeError as error:
         if ran_out(error):
             raise
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        what = f"the network cannot be captured as a CUDA graph ({why})"
-        raise MmsegError(str(device), what, "set runtime.compile or runtime.recompute, which do without") from error
+        what = f"the network cannot be captured as a CUDA graph ({first_line(error)})"
+        raise NotCaptured(str(device), what, "set runtime.compile or runtime.recompute, which do without") from error
     finally:
         torch.cuda.set_rng_state(generator, device)
         with torch.no_grad():

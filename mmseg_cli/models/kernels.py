@@ -442,3 +442,19 @@ def depthwise_weight(x_BCHW: Tensor, dy_BCHW: Tensor) -> Tensor:
         x_BCHW, dy_BCHW, parts, height, width, channels, ROWS=rows, BW=columns, BC=tile, num_warps=4
     )
     return parts.sum(0)
+
+
+def run_all(x_BCHW: Tensor, *, activation: str, gated: bool) -> None:
+    """Run every kernel once, on maps like this one, to see whether they can be built."""
+    batch, channels = x_BCHW.shape[:2]
+    device = x_BCHW.device
+    numbers_C, kernel_C133 = torch.ones(channels, device=device), torch.ones((channels, 1, 3, 3), device=device)
+    running = [torch.ones(channels, device=device) for _ in range(2)]
+    gate_BC = torch.ones((batch, channels), device=device) if gated else None
+    norm_4C = batch_norm(x_BCHW, numbers_C, numbers_C, *running, momentum=0.1, eps=1e-5)
+    pooled(x_BCHW, norm_4C, activation=activation)
+    activated(x_BCHW, norm_4C, gate_BC, activation=activation)
+    gradient_sums(x_BCHW, x_BCHW, norm_4C, gated=gated, activation=activation)
+    norm_backward(x_BCHW, x_BCHW, norm_4C, numbers_C, numbers_C, gate_BC, gate_BC, activation=activation)
+    depthwise(x_BCHW, kernel_C133)
+    depthwise_weight(x_BCHW, x_BCHW)

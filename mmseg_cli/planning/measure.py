@@ -294,7 +294,7 @@ def measure(job: Job) -> Sample:
 
     def note_backward(*_: Any) -> None:
         nonlocal backward
-        backward = max(backward, _peak(device) - before)
+        backward = max(backward, cost.peak_bytes(device) - before)
 
     state.optimizer.register_step_pre_hook(note_backward)
     meter = energy.meter(device)
@@ -305,7 +305,7 @@ def measure(job: Job) -> Sample:
         before, joules = joules, 0.0 if meter is None else meter()
         if step.number == 1 and device.type == "cuda":  # in which cuDNN tried its algorithms
             backward = 0.0
-            cost.restart_peak_on_cuda(device)
+            cost.restart_peak(device)
         if step.number > 1:
             seconds.append(step.seconds)
             if meter is not None:
@@ -346,7 +346,7 @@ def measure(job: Job) -> Sample:
     except NotFinite as error:
         where = f"{job.case.stage} ({job.case.variant})"
         raise MmsegError(where, f"on noise {error}", "compare its parameters with another preset's") from None
-    peak = max(_peak(device) - before, backward)
+    peak = max(cost.peak_bytes(device) - before, backward)
     return Sample(statistics.median(seconds), backward, peak, statistics.mean(watts) if watts else None)
 
 
@@ -368,13 +368,13 @@ def _begin(device: torch.device) -> float:
     """Forget what went before, and give the bytes in use now."""
     gc.collect()
     if device.type == "cuda":
-        return cost.restart_peak_on_cuda(device)
+        return cost.restart_peak(device)
     _load_libraries()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others give memory back by themselves
         if trim is not None:
             trim(0)
-    return cost.restart_peak()
+    return cost.restart_peak(device)
 
 
 _loaded = False
@@ -391,7 +391,3 @@ def _load_libraries() -> None:
         torch.autograd.backward(convolution(torch.rand(2, 3, 16, 16)).square().mean())
         optimizer.step()
     _loaded = True
-
-
-def _peak(device: torch.device) -> float:
-    return cost.peak_bytes_on_cuda(device) if device.type == "cuda" else cost.peak_resident_bytes()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mmseg_cli.bench import peers, train
+from mmseg_cli.errors import NotCaptured
 from mmseg_cli.models import cost
 from tests.conftest import run_inside
 from tests.networks import NETWORK, Small
@@ -106,6 +107,17 @@ def test_a_peer_that_cannot_be_made_is_left_out_and_said(small, monkeypatch):
     assert result["pairs"] == {}
     assert warned == ["left out: small: needs the package x: install it"]
     assert "Left out: small (small: needs the package x: install it)." in train.markdown(result)
+
+
+def test_after_a_failed_capture_nothing_is_measured(small, monkeypatch):
+    """As torch may be unable to draw on a GPU then."""
+
+    def failed(*given, **named):
+        raise NotCaptured("cuda", "the network cannot be captured as a CUDA graph", "set runtime.compile")
+
+    monkeypatch.setattr(train, "_pair", failed)
+    with pytest.raises(NotCaptured):
+        compared(["small"])
 
 
 @pytest.mark.slow
