@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from mmseg_cli import runtime
 from mmseg_cli.ablation.costs import versus
 from mmseg_cli.bench import peers, turns
-from mmseg_cli.bench.machine import environment_of
+from mmseg_cli.bench.machine import environment_of, matrix_peak
 from mmseg_cli.bench.turns import take_turns, uncounted
 from mmseg_cli.errors import MmsegError
 from mmseg_cli.models import cost, lean
@@ -171,6 +171,7 @@ def _block(
             for name, timing in timings.items()
         },
         "left_out": left_out,
+        "macs": cost.macs(peers.build_ours(network=network, classes=classes), (2, 3, work.height, work.width)) // 2,
     }
 
 
@@ -229,6 +230,7 @@ def run(
     wanted = [name for name in WAYS if name in {*ways, PLAIN}]
     if GRAPH in wanted and device.type != "cuda":
         raise MmsegError("--ways", f"{GRAPH} needs a GPU", "leave it out, or give --device cuda")
+    peak = matrix_peak(device, low or torch.float32)
     found = {
         block: _block(
             {**network, "block": block},
@@ -254,11 +256,12 @@ def run(
             "precision": precision,
             "turn_seconds": turns.LEAST_SECONDS,
         },
+        "matrix_peak": peak,
         "blocks": found,
     }
 
 
-HEADINGS = ("way", "images/s", f"times {PLAIN}", "95 %", "kept MB/image", "loss differs by")
+HEADINGS = ("way", "images/s", f"times {PLAIN}", "95 %", "MFU %", "kept MB/image", "loss differs by")
 
 
 def tables(result: dict[str, Any]) -> dict[str, list[tuple[str, ...]]]:
@@ -276,12 +279,31 @@ def tables(result: dict[str, Any]) -> dict[str, list[tuple[str, ...]]]:
                     f"{median(row['images_per_second']):.3g}",
                     f"{timing.ratio:.2f}",
                     "-" if timing.low is None else f"{timing.low:.2f} - {timing.high:.2f}",
+                    _mfu(result, parts, row),
                     f"{kept:.1f}" if kept else "-",
                     f"{row['loss_differs']:.1e}",
                 )
             )
         found[block] = rows
     return found
+
+
+def _mfu(result: dict[str, Any], parts: dict[str, Any], row: dict[str, Any]) -> str:
+    """The share of the device's peak, in percent; reports of before have no peak."""
+    if "matrix_peak" not in result:
+        return "-"
+    flops = cost.TRAINING_FLOPS * parts["macs"] * median(row["images_per_second"])
+    return f"{100 * flops / median(result['matrix_peak']):.1f}"
+
+
+def _peak_of(result: dict[str, Any]) -> list[str]:
+    if "matrix_peak" not in result:
+        return []
+    peak = f"{median(result['matrix_peak']) / 1e12:.3g} TFLOP/s"
+    return [
+        f"MFU is the share of the device's peak, {peak} by products of large matrices, of a step's operations: six for",
+        "each multiply-accumulate.",
+    ]
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -301,12 +323,14 @@ def markdown(result: dict[str, Any]) -> str:
         "`ours` build on each other, the last ones on `ours`. Kept is what autograd keeps for backward, counted, in",
         f"float32. The last column compares the losses of the first {CHECKED_STEPS} steps with the plain way's,",
         f"relative. The network: {network}.",
+        *_peak_of(result),
         f"Machine: {machine}.",
         "",
         *(f"- `{name}`: {what}." for name, what in WAYS.items() if any(name in parts["ways"] for parts in blocks)),
     ]
     for block, rows in tables(result).items():
-        lines += ["", f"## {block}", "", "| " + " | ".join(HEADINGS) + " |", "|:--|--:|--:|--:|--:|--:|"]
+        rule = "|:--" + "|--:" * (len(HEADINGS) - 1) + "|"
+        lines += ["", f"## {block}", "", "| " + " | ".join(HEADINGS) + " |", rule]
         lines += ["| " + " | ".join(row) + " |" for row in rows]
         for name, why in result["blocks"][block]["left_out"].items():
             lines += ["", f"Left out: `{name}` ({why})."]

@@ -1,4 +1,4 @@
-"""`mmseg bench predict`: images a second of one network by torch as it is, folded, compiled, and by onnxruntime.
+"""`mmseg bench predict`: images a second of one network by torch as it is and in faster ways, and by onnxruntime.
 
 What is timed is a whole prediction, from an RGB image to the class of every pixel, as `mmseg predict` makes it. All
 take turns, round by round; before anything is timed, all are checked to give the same labels.
@@ -8,7 +8,7 @@ Shapes: H, W = height, width; C = 3 colours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -31,15 +31,25 @@ from mmseg_cli.evaluation.segmenter import PLAIN, Arrays, Segmenter
 from mmseg_cli.models.fold import fold_norms
 from mmseg_cli.models.unet import build_network
 from mmseg_cli.prediction import export
+from mmseg_cli.prediction.model import Precision
 
-REFERENCE = "eager"
+REFERENCE, GRAPH, ONNX = "eager", "graph", "onnx"
 WAYS = {  # what each contender is
     REFERENCE: "torch, as training leaves it",
     "folded": "torch, batch norms folded into convolutions",
     "compiled": "folded, and torch.compile",
-    "onnx": "folded, ONNX, by onnxruntime on the CPU",
+    GRAPH: "by kernels of our own, launched at once by a CUDA graph: what `mmseg predict` does on a GPU",
+    ONNX: "folded, ONNX, by onnxruntime on the CPU",
 }
-SAME = 0.999  # the share of pixels that must get the same label
+SAME, SAME_BFLOAT16 = 0.999, 0.95  # the share of pixels that must get the same label
+
+
+def ways_of(device: torch.device, precision: Precision) -> tuple[str, ...]:
+    """The keys of WAYS that a device has: graphs are a GPU's, and onnxruntime's are in float32."""
+    without = {GRAPH} if device.type == "cpu" else set()
+    if precision != "float32":
+        without.add(ONNX)
+    return tuple(way for way in WAYS if way not in without)
 
 
 @dataclass(frozen=True)
@@ -82,14 +92,16 @@ def _by_onnx(network: nn.Module, *, classes: int, threads: int) -> Segmenter:
     )
 
 
-def check_labels(found_HW: NDArray[np.uint8], expected_HW: NDArray[np.uint8], *, name: str) -> float:
+def check_labels(
+    found_HW: NDArray[np.uint8], expected_HW: NDArray[np.uint8], *, name: str, least: float = SAME
+) -> float:
     """The share of pixels that two predictions give the same label.
 
     Raises:
-        RuntimeError: it is below SAME, so that the two did not do the same work.
+        RuntimeError: it is below `least`, so that the two did not do the same work.
     """
     share = float((found_HW == expected_HW).mean())
-    if share < SAME:
+    if share < least:
         raise RuntimeError(f"{name}: only {100 * share:.3f} % of the pixels get the label that {REFERENCE} gives")
     return share
 
@@ -99,6 +111,8 @@ def _compare(
     contestant: Contestant,
     image_HWC: NDArray[np.uint8],
     *,
+    ways: Collection[str],
+    precision: Precision,
     rounds: int,
     calls: int,
     threads: int,
@@ -106,31 +120,38 @@ def _compare(
     advance: Callable[[], None],
     warn: Callable[[str], None],
 ) -> dict[str, Any]:
-    """One network in all ways that this machine has."""
+    """One network in some ways."""
     network = contestant.build().eval()
-    on_device = partial(on_torch.segmenter, network, classes=contestant.classes, device=device)
-    ways: dict[str, Callable[[], Segmenter]] = {  # ONNX first: the others move the network
-        "onnx": lambda: _by_onnx(network, classes=contestant.classes, threads=threads),
+    on_device = partial(
+        on_torch.segmenter, network, classes=contestant.classes, device=device, precision=precision, graphs=False
+    )
+    makers: dict[str, Callable[[], Segmenter]] = {  # ONNX first: the others move the network
+        ONNX: lambda: _by_onnx(network, classes=contestant.classes, threads=threads),
         REFERENCE: on_device,
         "folded": lambda: on_device(fold=True),
         "compiled": lambda: on_device(fold=True, compile=True),
+        GRAPH: lambda: on_device(graphs=True),
     }
     ready: dict[str, Segmenter] = {}
     labels: dict[str, NDArray[np.uint8]] = {}
     left_out: dict[str, str] = {}
-    for way, make in ways.items():
+    for way, make in makers.items():
+        if way not in ways:
+            continue
         try:
             segmenter = make()
-            labels[way] = segmenter.predict(image_HWC).classes_HW
+            segmenter.predict(image_HWC)
+            labels[way] = segmenter.predict(image_HWC).classes_HW  # from the second on by a graph, if at all
             ready[way] = segmenter
         except Exception as error:
             # Whether torch.compile works depends on the machine's C++ compiler, whose failures have no class of their
             # own; and the packages for ONNX may not be installed.
-            if ran_out(error) or not (way == "compiled" or (way == "onnx" and isinstance(error, MmsegError))):
+            if ran_out(error) or not (way == "compiled" or (way == ONNX and isinstance(error, MmsegError))):
                 raise
             left_out[way] = " ".join(str(error).split())[:160]
             warn(f"{name}: {way} is left out: {left_out[way]}")
-    agreement = {way: check_labels(labels[way], labels[REFERENCE], name=f"{name}, {way}") for way in ready}
+    least = SAME if precision == "float32" else SAME_BFLOAT16
+    agreement = {way: check_labels(labels[way], labels[REFERENCE], name=f"{name}, {way}", least=least) for way in ready}
 
     def once(segmenter: Segmenter, _: int) -> object:
         return segmenter.predict(image_HWC)
@@ -156,6 +177,8 @@ def _compare(
 def run(
     contestants: Mapping[str, Contestant],
     *,
+    ways: Collection[str],
+    precision: Precision,
     size: tuple[int, int],
     rounds: int,
     calls: int,
@@ -168,6 +191,8 @@ def run(
 
     Args:
         contestants: the networks by name.
+        ways: of `ways_of`; REFERENCE is always among them.
+        precision: of all ways.
         size: (height, width) of the image, a generated street scene.
         rounds: how often the ways take turns.
         calls: images of each way in a round.
@@ -177,16 +202,40 @@ def run(
 
     Returns:
         The content of the JSON report.
+
+    Raises:
+        MmsegError: a way that this device does not have.
     """
     runtime.limit_threads(threads)
     threads = torch.get_num_threads()
     image_HWC = render(synthetic.stream(0, "frames-val", 0), height=size[0], width=size[1]).image_HWC
-    compare = partial(_compare, rounds=rounds, calls=calls, threads=threads, device=device, advance=advance, warn=warn)
+    for way in ways:
+        if way not in (here := ways_of(device, precision)):
+            what = f"{way} is not to be had on {device} in {precision}"
+            raise MmsegError("--ways", what, f"choose among {', '.join(here)}")
+    compare = partial(
+        _compare,
+        ways={*ways, REFERENCE},
+        precision=precision,
+        rounds=rounds,
+        calls=calls,
+        threads=threads,
+        device=device,
+        advance=advance,
+        warn=warn,
+    )
     networks = {name: compare(name, contestant, image_HWC) for name, contestant in contestants.items()}
     environment = environment_of(device)
     if any("onnx" in network["timings"] for network in networks.values()):
         environment["onnxruntime"] = version("onnxruntime")
-    settings = {"image": list(size), "rounds": rounds, "calls": calls, "threads": threads, "device": str(device)}
+    settings = {
+        "image": list(size),
+        "rounds": rounds,
+        "calls": calls,
+        "threads": threads,
+        "device": str(device),
+        "precision": precision,
+    }
     return {"environment": environment, "settings": settings, "networks": networks}
 
 
@@ -211,15 +260,16 @@ def markdown(result: dict[str, Any]) -> str:
     settings = result["settings"]
     height, width = settings["image"]
     each = "image" if settings["calls"] == 1 else "images"
+    timed = {way for network in result["networks"].values() for way in (*network["timings"], *network["left_out"])}
     lines = [
         "# Predicting",
         "",
         f"One image of {height}x{width} after the other, from RGB to the class of every pixel, whole, at one scale, in",
-        f"float32; rounds in turn: {settings['rounds']}, of {settings['calls']} {each} each, after one that does not",
-        f"count; {settings['threads']} threads, device {settings['device']}. Ratios are medians over the rounds, each",
-        f"to `{REFERENCE}` in the same round. Machine: {machine}.",
+        f"{settings.get('precision', 'float32')}; rounds in turn: {settings['rounds']}, of {settings['calls']} {each}",
+        f"each, after one that does not count; {settings['threads']} threads, device {settings['device']}. Ratios are",
+        f"medians over the rounds, each to `{REFERENCE}` in the same round. Machine: {machine}.",
         "",
-        *(f"- `{way}`: {what}." for way, what in WAYS.items()),
+        *(f"- `{way}`: {what}." for way, what in WAYS.items() if way in timed),
     ]
     for (title, rows), network in zip(tables(result).items(), result["networks"].values(), strict=True):
         lines += ["", f"## {title}", "", "| " + " | ".join(HEADINGS) + " |", "|:--|--:|--:|--:|--:|"]

@@ -29,6 +29,7 @@ from mmseg_cli.bench.turns import take_turns, uncounted
 from mmseg_cli.errors import MmsegError, NotCaptured, ran_out
 from mmseg_cli.models import cost
 from mmseg_cli.models.fold import fold_norms
+from mmseg_cli.models.unet import SegmentationNetwork, inference_callable
 
 OURS = "ours"
 CHANNELS_LAST = "channels_last"
@@ -88,13 +89,17 @@ def _training(contender: Contender, work: cost.Work) -> Callable[[], None]:
 
 
 def _inference(contender: Contender, work: cost.Work) -> Callable[[], None]:
-    network = contender.fold(contender.build().eval())
+    network = contender.build().eval()
+    by_kernels = torch.device(work.device).type == "cuda" and isinstance(network, SegmentationNetwork)
+    if not by_kernels:  # which see to the norms themselves
+        network = contender.fold(network)
     work.place(network)
+    call = inference_callable(network) if by_kernels else network
     images_BCHW = work.images()
 
     def run() -> None:
         with torch.inference_mode(), cost.true_float32():
-            work.run(network, images_BCHW)
+            work.run(call, images_BCHW)
         work.wait()
 
     return run
@@ -248,7 +253,7 @@ def _speeds(result: dict[str, Any], title: str, row: dict[str, Any]) -> tuple[st
     """A network's row under HEADINGS."""
     settings, peak = result["settings"], statistics.median(result["matrix_peak"])
     rate = statistics.median(row["training"]["images_per_second"])
-    flops = 2 * 3 * row["macs"] * rate  # forward, and backward to inputs and to weights
+    flops = cost.TRAINING_FLOPS * row["macs"] * rate
     memory = row["peak_bytes"] / settings["batch"]
     return (
         title,
@@ -302,7 +307,8 @@ def markdown(result: dict[str, Any]) -> str:
         f"is forward, cross entropy at the images' size, backward and SGD on {settings['batch']} images; inference is",
         "of one image, to logits of its size, with batch norms folded into convolutions where that can be done. Each",
         "network runs in the memory layout (channels_last or contiguous) that was faster for it, on a GPU in bfloat16",
-        "in channels_last. There ours trains by CUDA graphs, as `mmseg train` does, and theirs as its code does. Ours",
+        "in channels_last. There ours trains and predicts by CUDA graphs, as `mmseg train` and `mmseg predict` do, and",
+        "theirs as its code does. Ours",
         f"and the peer take turns{turns.told(settings)}, {settings['rounds']} rounds; ratios are medians over the",
         "rounds with their 95 % interval, above 1 where ours is faster, or takes more memory.",
         "",

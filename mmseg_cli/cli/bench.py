@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
 import typer
 
@@ -16,6 +16,7 @@ from mmseg_cli.errors import MmsegError
 if TYPE_CHECKING:
     from mmseg_cli.bench.predict import Contestant
     from mmseg_cli.params import Params
+    from mmseg_cli.prediction.model import Precision
 
 CAMVID = "camvid-small"  # the preset that two cores train in minutes
 
@@ -106,6 +107,7 @@ def data(
     epilog=example(
         "mmseg bench predict --preset paper --variants residual,mmbconv",
         "mmseg bench predict --run runs/demo/train/mmbconv-s0 --height 512 --width 1024",
+        "mmseg bench predict --preset paper --device cuda --precision bfloat16 --calls 20",
     )
 )
 def predict(
@@ -124,12 +126,17 @@ def predict(
     rounds: Annotated[int, typer.Option(min=1, help="How often the contenders take turns.")] = 5,
     calls: Annotated[int, typer.Option(min=1, help="Images of each contender in a round.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each; else one per core.")] = None,
+    ways: Annotated[str | None, typer.Option(help="Separated by commas; all that the device has if left out.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; onnxruntime takes part on the CPU.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="float32, or bfloat16 by automatic mixed precision.")] = "float32",
     out: Annotated[
-        Path | None, typer.Option(help="Folder of predict.md and predict.json; else reports/bench/MACHINE.")
+        Path | None,
+        typer.Option(
+            help="Folder of predict.md and predict.json (predict-bfloat16 in that); else reports/bench/MACHINE."
+        ),
     ] = None,
 ) -> None:
-    """Images a second of a network as it is, folded, compiled, and by onnxruntime, which all give the same labels."""
+    """Images a second of a network as it is and in faster ways, which all give the same labels."""
     from mmseg_cli import runtime
     from mmseg_cli.bench import predict as room
     from mmseg_cli.cli import screen
@@ -141,12 +148,17 @@ def predict(
             if value is not None:
                 raise MmsegError(option, "stands beside --run, which is one network", "leave out one of the two")
         contestants = _of_run(run)
+    _known_precision(precision)
     where = runtime.pick_device(device, where="--device")
+    kind = cast("Precision", precision)
+    wanted = room.ways_of(where, kind) if ways is None else _chosen("--ways", ways, room.WAYS)
     report = begin_report(out, str(where))
     with screen.Screen("bench predict", unit="rounds") as show:
         show.begin(total=len(contestants) * rounds)
         result = room.run(
             contestants,
+            ways=wanted,
+            precision=kind,
             size=(height, width),
             rounds=rounds,
             calls=calls,
@@ -156,7 +168,8 @@ def predict(
             warn=show.warn,
         )
     tables = [(title, room.HEADINGS, rows) for title, rows in room.tables(result).items()]
-    publish("predict", report, result, room.markdown(result), tables)
+    stem = "predict" if precision == "float32" else f"predict-{precision}"
+    publish(stem, report, result, room.markdown(result), tables)
 
 
 @bench_app.command(epilog=example("mmseg bench train", "mmseg bench train --peers torchvision-lraspp --batch 8"))

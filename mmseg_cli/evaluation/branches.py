@@ -199,17 +199,18 @@ def segmenters(
         heads: by level.
         plain: predicts by the network itself. Images are seen in the windows that it takes, whatever the memory: it
             takes no less than a network without a part.
-        make: `mmseg_cli.evaluation.on_torch.segmenter` with all but network, protocol, compile and limit.
-        compile: torch.compile; not while the means are found, which compiled code would not show.
+        make: `mmseg_cli.evaluation.on_torch.segmenter` with all but network, protocol, compile, graphs and limit.
+        compile: torch.compile; while the means are found there is neither that nor a graph, which would not show them.
         go_through: predicts all images with a segmenter.
     """
 
-    def of(part: SegmentationNetwork, *, compile: bool) -> Segmenter:
-        made = make(part, protocol=plain.protocol, compile=compile, limit=None)
+    def of(part: SegmentationNetwork, *, watched: bool = False) -> Segmenter:
+        how = {"compile": compile and not watched, "graphs": not watched}
+        made = make(part, protocol=plain.protocol, limit=None, **how)
         return replace(made, limit=plain.limit, bytes_per_pixel=plain.bytes_per_pixel)
 
     with means_of(network) as means:
-        go_through(of(network, compile=False))
+        go_through(of(network, watched=True))
     mean_LC = means.of_levels()
     parts = {
         f"{KNOCKED_OUT}_{level}": without(network, level, mean_C=mean_C)
@@ -217,7 +218,7 @@ def segmenters(
         if len(mean_LC) > 1
     }
     parts |= {f"{HEAD}_{level}": up_to(network, level, head=head) for level, head in heads.items()}
-    return {kind: of(part, compile=compile) for kind, part in parts.items()}
+    return {kind: of(part) for kind, part in parts.items()}
 
 
 def missing(record: Mapping[str, Any], heads: Mapping[int, SegmentationHead]) -> list[dict[str, str]]:

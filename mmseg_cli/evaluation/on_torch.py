@@ -17,6 +17,7 @@ from mmseg_cli.evaluation import inference
 from mmseg_cli.evaluation.segmenter import PLAIN, Arrays, Protocol, Segmenter
 from mmseg_cli.models import cost
 from mmseg_cli.models.fold import fold_norms
+from mmseg_cli.models.unet import inference_callable
 
 AT_ONCE = 8  # windows on a GPU, memory permitting
 PROBE = 256  # pixels of the side of the image by which a network's working memory is counted
@@ -78,6 +79,7 @@ def segmenter(
     channels_last: bool = True,
     fold: bool = False,
     compile: bool = False,
+    graphs: bool = True,
     limit: int | None = None,
     at_once: int | None = None,
 ) -> Segmenter:
@@ -88,14 +90,20 @@ def segmenter(
         precision: `bfloat16` by autocast; probabilities and what is summed stay float32.
         fold: fold batch norms into the convolutions before them, in a copy: faster, and equal but for rounding.
         compile: torch.compile; pays after some images of one size.
-        limit: see `Segmenter`.
+        graphs: on an NVIDIA GPU give it all that a network of ours does at one launch, unless it is compiled; hooks of
+            its modules are not called then. See :func:`mmseg_cli.models.unet.inference_callable`.
+        limit: see `Segmenter`. What graphs hold between two calls comes on top, at most as much again.
         at_once: windows that go through the network together; None is one on a CPU, which gains nothing from more, and
             AT_ONCE elsewhere.
     """
     network = (fold_norms(network) if fold else network).to(device).eval()
     network.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     counted = 0 if limit is None else cost.inference_bytes(network, (1, 3, PROBE, PROBE))
-    run: Any = torch.compile(network) if compile else network
+    run: Any = network
+    if compile:
+        run = torch.compile(network)
+    elif graphs:
+        run = inference_callable(network)
     mixed = precision == "bfloat16"
     if device.type == "cuda" and not mixed:
         torch.backends.cudnn.allow_tf32 = False  # on by default, with 10 bits where float32 has 23

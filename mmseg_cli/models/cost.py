@@ -38,7 +38,9 @@ from mmseg_cli import runtime
 from mmseg_cli.errors import ResourceError, ran_out
 from mmseg_cli.models.blocks import build_block
 from mmseg_cli.models.resizing import enlarged_cross_entropy
-from mmseg_cli.models.unet import training_callable
+from mmseg_cli.models.unet import inference_callable, training_callable
+
+TRAINING_FLOPS = 6  # for each multiply-accumulate: two operations forward, and two backward to inputs and to weights
 
 
 @dataclass(frozen=True)
@@ -315,9 +317,9 @@ def inference_seconds(
 ) -> dict[str, list[float]]:
     """Measure forward passes of several networks in evaluation mode, from images on the device to logits there.
 
-    With a ``work`` of one image it is the latency. The network is as it was trained: batch norms are not folded and
-    nothing is compiled; reading, moving and normalising images, and the search for the largest logit, are not in it.
-    float32 is true float32, as :mod:`mmseg_cli.evaluation.on_torch` predicts: on CUDA without TF32.
+    With a ``work`` of one image it is the latency. The network is as :mod:`mmseg_cli.evaluation.on_torch` has it: batch
+    norms are not folded and nothing is compiled, on an NVIDIA GPU it is one launch, and float32 is without TF32.
+    Reading, moving and normalising images, and the search for the largest logit, are not in it.
 
     The networks take turns, and the arguments are those of :func:`step_seconds`. Logits may be of any shape.
 
@@ -328,8 +330,8 @@ def inference_seconds(
 
     def forward(network: nn.Module) -> Callable[[], object]:
         work.place(network)
-        network.eval()
-        return lambda: work.run(network, images_BCHW)
+        call = inference_callable(network.eval())
+        return lambda: work.run(call, images_BCHW)
 
     passes = {name: forward(network) for name, network in networks.items()}
     with torch.inference_mode(), true_float32():

@@ -1,4 +1,5 @@
 """`lean` in a CUDA graph: the same maps are kept, and what is made of them again runs in few kernels of our own.
+Evaluation's forward pass runs in them as well.
 
 Batch norm, its activation and squeeze-excite read and write their maps as rarely as can be, and depthwise 3x3
 convolutions do not go through cuDNN; dense ones do. Sums are in float32 whatever the maps' type, where torch rounds
@@ -66,7 +67,7 @@ def _works(device: torch.device) -> bool:
         _kernels().run_all(x_BCHW, activation="silu", gated=True)
         torch.cuda.synchronize(device)
     except Exception as error:  # of compilers, which have no class in common
-        warnings.warn(f"no Triton kernels here ({first_line(error)}): training is slower, by torch's own", stacklevel=2)
+        warnings.warn(f"no Triton kernels here ({first_line(error)}): torch's own run, more slowly", stacklevel=2)
         return False
     return True
 
@@ -87,8 +88,10 @@ def serves(x_BCHW: Tensor, act: nn.Module, between: Sequence[nn.Module]) -> bool
 def run(
     x_BCHW: Tensor, norm: nn.BatchNorm2d, act: nn.Module, between: Sequence[nn.Module], conv: nn.Conv2d | None
 ) -> Tensor:
-    """``conv(between(act(norm(x))))``; without a ``conv``, ``act(norm(x))``."""
+    """``conv(between(act(norm(x))))``; without a ``conv``, ``act(norm(x))``. In evaluation without a backward pass."""
     se = between[0] if between else None
+    if not norm.training:
+        return _forward(x_BCHW, None if conv is None else conv.weight, norm, _ACTIVATIONS[type(act)], se, conv)[0]
     parameters = [] if se is None else [each for each in se.parameters() if each.requires_grad]
     kernel = None if conv is None else conv.weight
     activation = _ACTIVATIONS[type(act)]
@@ -138,6 +141,39 @@ def _gate(se: nn.Module, mean_BC: Tensor, *, dtype: torch.dtype) -> Tensor:
     return gate_BC11.flatten(1)
 
 
+def _forward(
+    x_BCHW: Tensor,
+    kernel: Tensor | None,
+    norm: nn.BatchNorm2d,
+    activation: str,
+    se: nn.Module | None,
+    conv: nn.Conv2d | None,
+) -> tuple[Tensor, tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]]:
+    """What `run` gives, and of that the norm_4C, mean_BC, gate_BC and the kernel as it convolved."""
+    kernels, device = _kernels(), x_BCHW.device.type
+    assert norm.running_mean is not None and norm.running_var is not None
+    if norm.training:
+        assert norm.momentum is not None
+        norm_4C = kernels.batch_norm(
+            x_BCHW, norm.weight, norm.bias, norm.running_mean, norm.running_var, momentum=norm.momentum, eps=norm.eps
+        )
+    else:
+        norm_4C = kernels.kept_norm(norm.weight, norm.bias, norm.running_mean, norm.running_var, eps=norm.eps)
+    mean_BC = gate_BC = None
+    if se is not None:
+        mean_BC = kernels.pooled(x_BCHW, norm_4C, activation=activation)
+        gate_BC = _gate(se, mean_BC, dtype=x_BCHW.dtype).float()
+    y_BCHW = kernels.activated(x_BCHW, norm_4C, gate_BC, activation=activation)
+    if conv is not None and kernel is not None:
+        if _is_depthwise(conv):
+            y_BCHW = kernels.depthwise(y_BCHW, kernel)
+        else:
+            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else y_BCHW.dtype
+            kernel = kernel.to(dtype)  # kept for the backward pass: a second rounding costs more than it takes
+            y_BCHW = F.conv2d(y_BCHW.to(dtype), kernel, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return y_BCHW, (norm_4C, mean_BC, gate_BC, kernel)
+
+
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -152,28 +188,11 @@ class _Fused(torch.autograd.Function):
         conv: nn.Conv2d | None,
         *parameters: Tensor,
     ) -> Tensor:
-        kernels, device = _kernels(), x_BCHW.device.type
-        assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
-        norm_4C = kernels.batch_norm(
-            x_BCHW, weight_C, bias_C, norm.running_mean, norm.running_var, momentum=norm.momentum, eps=norm.eps
-        )
-        mean_BC = gate_BC = None
-        if se is not None:
-            mean_BC = kernels.pooled(x_BCHW, norm_4C, activation=activation)
-            gate_BC = _gate(se, mean_BC, dtype=x_BCHW.dtype).float()
-        y_BCHW = kernels.activated(x_BCHW, norm_4C, gate_BC, activation=activation)
-        ctx.precision = precision_now(device)
+        y_BCHW, (norm_4C, mean_BC, gate_BC, kernel) = _forward(x_BCHW, kernel, norm, activation, se, conv)
+        ctx.precision = precision_now(x_BCHW.device.type)
         ctx.activation, ctx.se, ctx.conv = activation, se, conv
-        if conv is not None and kernel is not None:
-            if _is_depthwise(conv):
-                y_BCHW = kernels.depthwise(y_BCHW, kernel)
-            else:
-                dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else y_BCHW.dtype
-                kernel = kernel.to(dtype)  # kept for the backward pass: a second rounding costs more than it takes
-                y_BCHW = F.conv2d(y_BCHW.to(dtype), kernel, None, conv.stride, conv.padding, conv.dilation, conv.groups)
         ctx.save_for_backward(x_BCHW, norm_4C, mean_BC, gate_BC, kernel, *parameters)
-        made: Tensor = y_BCHW
-        return made
+        return y_BCHW
 
     @staticmethod
     @once_differentiable

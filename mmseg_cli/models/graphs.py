@@ -1,4 +1,4 @@
-"""Training's forward and backward pass of a network as one launch each, by CUDA graphs.
+"""Training's forward and backward pass of a network as one launch each, and evaluation's forward pass, by CUDA graphs.
 
 A GPU is faster than the host can give it the thousands of small kernels of a deep network. A graph is given at once.
 It runs the very kernels that it was captured from, on the same memory; those of ours are :mod:`mmseg_cli.models.fused`.
@@ -7,6 +7,9 @@ It runs the very kernels that it was captured from, on the same memory; those of
 from __future__ import annotations
 
 import gc
+import warnings
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,6 +17,8 @@ from torch import Tensor, nn
 
 from mmseg_cli.errors import NotCaptured, first_line, ran_out
 from mmseg_cli.models import fused
+
+SHAPES = 8  # of images that are captured for prediction: each holds its images and logits
 
 
 class Graphed:
@@ -46,6 +51,75 @@ class Graphed:
                 parameter.grad = parameter.grad.clone()
         with torch.cuda.device(x_BCHW.device):
             return self._replay(x_BCHW)
+
+
+class Replayed:
+    """What a network does without gradients, captured for each shape of images when it comes for the second time.
+
+    Before that, and for shapes after the first SHAPES, the same kernels are launched one by one: the same bits,
+    whatever came before. Where a graph cannot be captured, a warning says so, and all is launched one by one.
+
+    Args:
+        call: images on a GPU to one tensor; it does the same every time, and weights stay where they are.
+    """
+
+    def __init__(self, call: Callable[[Tensor], Tensor]) -> None:
+        self._call = call
+        self._graphs: dict[Any, _Graph | None] = {}  # None of a shape that was seen once
+        self._most = SHAPES
+
+    @torch.inference_mode()
+    def __call__(self, x_BCHW: Tensor) -> Tensor:
+        """What the call gives."""
+        key = (*_key(x_BCHW, torch.is_autocast_enabled("cuda")), torch.get_autocast_dtype("cuda"))
+        with torch.cuda.device(x_BCHW.device), fused.precision_now("cuda"), fused.serving(x_BCHW.device):
+            if key in self._graphs:
+                graph = self._graphs[key] or self._captured(x_BCHW)
+                if graph is not None:
+                    self._graphs[key] = graph
+                    return graph.replay(x_BCHW)
+            elif len(self._graphs) < self._most:
+                self._graphs[key] = None
+            return self._call(x_BCHW)
+
+    def _captured(self, x_BCHW: Tensor) -> _Graph | None:
+        """A graph for such images; None, and none ever after, where that fails."""
+        try:
+            return _Graph(self._call, x_BCHW)
+        except RuntimeError as error:
+            what = f"the network cannot be captured as a CUDA graph ({first_line(error)})"
+            warnings.warn(f"{what}: predicting is slower without", stacklevel=3)
+            self._graphs, self._most = {}, 0
+            return None
+
+
+class _Graph:
+    """A captured call."""
+
+    def __init__(self, call: Callable[[Tensor], Tensor], like_BCHW: Tensor) -> None:
+        self._given_BCHW = like_BCHW.clone()
+        torch.cuda.empty_cache()  # what calls before worked in, which another stream cannot take
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            call(self._given_BCHW)  # what is built or tried at a first call cannot be captured
+        torch.cuda.current_stream().wait_stream(aside)
+        gc.collect()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=_memory(like_BCHW.device), capture_error_mode="thread_local"):
+            self._made = call(self._given_BCHW)
+
+    def replay(self, x_BCHW: Tensor) -> Tensor:
+        """What the call gives: a copy, as another graph writes into the same memory."""
+        self._given_BCHW.copy_(x_BCHW)
+        self._graph.replay()
+        return self._made.clone()
+
+
+@cache
+def _memory(device: torch.device) -> Any:
+    """What all graphs that predict work in, one after the other; only what they give stays."""
+    return torch.cuda.graph_pool_handle()
 
 
 def _key(x_BCHW: Tensor, mixed: bool) -> Any:

@@ -104,6 +104,19 @@ def _norm_of(
 
 
 @triton.jit
+def _kept_norm(weight_ptr, bias_ptr, mean_ptr, var_ptr, out_ptr, C, eps, BC: tl.constexpr):
+    c = tl.program_id(0) * BC + tl.arange(0, BC)
+    kept = c < C
+    mean = tl.load(mean_ptr + c, mask=kept, other=0.0)
+    inverse = 1.0 / tl.sqrt(tl.load(var_ptr + c, mask=kept, other=1.0) + eps)
+    scale = inverse * tl.load(weight_ptr + c, mask=kept, other=0.0)
+    tl.store(out_ptr + c, scale, mask=kept)
+    tl.store(out_ptr + C + c, tl.load(bias_ptr + c, mask=kept, other=0.0) - mean * scale, mask=kept)
+    tl.store(out_ptr + 2 * C + c, mean, mask=kept)
+    tl.store(out_ptr + 3 * C + c, inverse, mask=kept)
+
+
+@triton.jit
 def _pool(x_ptr, norm_ptr, out_ptr, P, C, CHUNK, ACT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr):
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     chunk = tl.program_id(1)
@@ -339,6 +352,14 @@ def batch_norm(
     return norm_4C
 
 
+def kept_norm(weight_C: Tensor, bias_C: Tensor, mean_C: Tensor, var_C: Tensor, *, eps: float) -> Tensor:
+    """norm_4C, as of `batch_norm`, by the statistics that are given: what a batch norm is in evaluation."""
+    channels = len(weight_C)
+    norm_4C = torch.empty((4, channels), device=weight_C.device)
+    _kept_norm[triton.cdiv(channels, 128),](weight_C, bias_C, mean_C, var_C, norm_4C, channels, eps, BC=128)
+    return norm_4C
+
+
 def pooled(x_BCHW: Tensor, norm_4C: Tensor, *, activation: str) -> Tensor:
     """mean_BC, float32: of the activated, normalised map over each image."""
     batch, channels, height, width = x_BCHW.shape
@@ -451,6 +472,7 @@ def run_all(x_BCHW: Tensor, *, activation: str, gated: bool) -> None:
     numbers_C, kernel_C133 = torch.ones(channels, device=device), torch.ones((channels, 1, 3, 3), device=device)
     running = [torch.ones(channels, device=device) for _ in range(2)]
     gate_BC = torch.ones((batch, channels), device=device) if gated else None
+    kept_norm(numbers_C, numbers_C, *running, eps=1e-5)
     norm_4C = batch_norm(x_BCHW, numbers_C, numbers_C, *running, momentum=0.1, eps=1e-5)
     pooled(x_BCHW, norm_4C, activation=activation)
     activated(x_BCHW, norm_4C, gate_BC, activation=activation)

@@ -7,10 +7,11 @@ is that of In-Place Activated BatchNorm (arXiv 1712.02616), whose inverse of the
 
 On a CPU forward passes are equal in every bit to the plain ones (on CUDA the plain path may take cuDNN's batch norm);
 gradients differ in last bits, because a map that is computed again is rounded once where it was rounded twice. What
-does not fit (evaluation, other norms, several processes, a convolution with a bias) takes the plain path, and so does
+does not fit (other norms, several processes, a convolution with a bias) takes the plain path, and so does
 ``torch.compile``, whose partitioner does the same by itself. The modules' own forward hooks are called on the plain
 path only, and the backward pass reads the modules' own weights, not those of ``torch.func.functional_call``. In a CUDA
-graph the same runs in kernels of our own where it can, see :mod:`mmseg_cli.models.fused`.
+graph the same runs in kernels of our own where it can, see :mod:`mmseg_cli.models.fused`. Evaluation, which keeps
+nothing, takes the plain path too, but for those kernels.
 
 Shape suffixes: B batch, C channels, H height, W width.
 """
@@ -54,7 +55,7 @@ def plain_path(*, on: bool = True) -> Iterator[None]:
 
 def norm_act(x_BCHW: Tensor, norm: nn.Module, act: nn.Module) -> Tensor:
     """``act(norm(x))``: ``x_BCHW`` to the same shape."""
-    if not _fits(x_BCHW, norm, act):
+    if not _fits(x_BCHW, norm, act, ()):
         y_BCHW: Tensor = act(norm(x_BCHW))
         return y_BCHW
     return _run(x_BCHW, norm, act, (), None)
@@ -73,25 +74,33 @@ def norm_act_conv(
     Args:
         between: modules that keep the shape and are cheap to run again: squeeze-excite, a channel shuffle.
     """
-    if type(conv) is nn.Conv2d and conv.bias is None and not isinstance(conv.padding, str) and _fits(x_BCHW, norm, act):
+    between = [module for module in between if not isinstance(module, nn.Identity)]
+    known = type(conv) is nn.Conv2d and conv.bias is None and not isinstance(conv.padding, str)
+    if known and _fits(x_BCHW, norm, act, between):
+        assert isinstance(conv, nn.Conv2d)
         return _run(x_BCHW, norm, act, between, conv)
     y_BCHW: Tensor = conv(_in_turn(between, act(norm(x_BCHW))))
     return y_BCHW
 
 
-def _fits(x_BCHW: Tensor, norm: nn.Module, act: nn.Module) -> bool:
-    """Whether ``norm`` is batch norm that trains on this process's images alone, and ``act`` known here or there."""
+def _fits(x_BCHW: Tensor, norm: nn.Module, act: nn.Module, between: Sequence[nn.Module]) -> bool:
+    """Whether `_run` can do it, by ``norm``'s statistics of this process's images alone or, in evaluation, by those it
+    keeps; the latter in a CUDA graph.
+    """
+    if (
+        _plain
+        or type(norm) is not nn.BatchNorm2d
+        or not (norm.affine and norm.track_running_stats)
+        or torch.compiler.is_compiling()
+    ):
+        return False
+    if not norm.training:
+        return not torch.is_grad_enabled() and fused.serves(x_BCHW, act, between)
     return (
-        not _plain
-        and type(norm) is nn.BatchNorm2d
-        and (type(act) in _ACTIVATIONS or fused.serves(x_BCHW, act, ()))
+        (type(act) in _ACTIVATIONS or fused.serves(x_BCHW, act, ()))
         and getattr(act, "approximate", "none") == "none"  # of GELU
-        and norm.training
-        and norm.affine
-        and norm.track_running_stats
         and norm.momentum is not None
         and torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
         and x_BCHW.numel() > x_BCHW.shape[1]  # a single value per channel: the plain path says what is wrong
     )
 
@@ -100,8 +109,7 @@ def _run(
     x_BCHW: Tensor, norm: nn.Module, act: nn.Module, between: Sequence[nn.Module], conv: nn.Conv2d | None
 ) -> Tensor:
     assert isinstance(norm, nn.BatchNorm2d)
-    between = [module for module in between if not isinstance(module, nn.Identity)]
-    if norm.num_batches_tracked is not None:
+    if norm.training and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
     if fused.serves(x_BCHW, act, between):
         return fused.run(x_BCHW, norm, act, between, conv)

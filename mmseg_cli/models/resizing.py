@@ -33,7 +33,8 @@ def resize(x_BChw: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _forward(x_BChw: Tensor, size: Sequence[int]) -> Tensor:
-    return F.interpolate(x_BChw, size=list(size), mode="bilinear", align_corners=False)
+    with _without_autocast(x_BChw.device.type):  # which would make float32 of it, and of all that comes after it
+        return F.interpolate(x_BChw, size=list(size), mode="bilinear", align_corners=False)
 
 
 def _matrix(before: int, after: int, like: Tensor) -> Tensor:
@@ -48,15 +49,16 @@ def _as_convolutions() -> AbstractContextManager[None]:
 
 
 def _without_autocast(device: str) -> AbstractContextManager[Any]:
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 class _Resize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BChw: Tensor, size: Sequence[int]) -> Tensor:
         ctx.before = x_BChw.shape[-2:]
-        with _without_autocast(x_BChw.device.type):  # which would make float32 of it, and of all that comes after it
-            return _forward(x_BChw, size)
+        return _forward(x_BChw, size)
 
     @staticmethod
     @once_differentiable

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from mmseg_cli.errors import MmsegError
 from mmseg_cli.models import layers, lean, resizing
 from mmseg_cli.models.blocks import InvertedResidual, Residual, build_block
-from mmseg_cli.models.graphs import Graphed
+from mmseg_cli.models.graphs import Graphed, Replayed
 from mmseg_cli.models.norms import frozen_statistics
 from mmseg_cli.names import LAYOUT_NAMES, unknown_name
 
@@ -320,7 +320,13 @@ class SegmentationNetwork(nn.Module):
 
     def read(self, features_LBCHW: list[Tensor], size: Sequence[int]) -> Tensor:
         """Map the body's features to ``logits_BKHW`` of ``size`` (height, width)."""
-        return resizing.resize(self.head(features_LBCHW), size)
+        return enlarged(self.head(features_LBCHW), size)
+
+
+def enlarged(logits_BKhw: Tensor, size: Sequence[int]) -> Tensor:
+    """Logits of ``size`` (height, width), float32 at least: between two pixels, bfloat16 would make classes equal."""
+    wide = torch.promote_types(logits_BKhw.dtype, torch.float32)
+    return resizing.resize(logits_BKhw.to(wide), size)
 
 
 class ClassificationNetwork(nn.Module):
@@ -356,6 +362,20 @@ def training_callable(
     if not on_gpu or recomputes or not blocks_of(network):
         return network
     return Graphed(network, like_BCHW, autocast=autocast)
+
+
+def inference_callable(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The network as prediction calls it, without gradients: on an NVIDIA GPU at one launch, see `graphs.Replayed`.
+
+    It is for a segmentation network of ours, from images to ``logits_BKHW`` of their size; another is given as it is.
+    It must be in evaluation mode where it runs, and not change any more; hooks of its modules are not called.
+    """
+    if not isinstance(network, SegmentationNetwork):
+        return network
+    if torch.version.cuda is None or not network.head.classifier.weight.is_cuda:
+        return network
+    small = Replayed(lambda x_BCHW: network.head(network.body(x_BCHW)))
+    return lambda x_BCHW: enlarged(small(x_BCHW), x_BCHW.shape[-2:])
 
 
 def recompute_blocks(network: nn.Module, on: bool = True) -> None:

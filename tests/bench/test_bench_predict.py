@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mmseg_cli.bench import predict
+from mmseg_cli.errors import MmsegError
 from mmseg_cli.evaluation import on_torch
 from tests import networks
 from tests.conftest import run_inside
@@ -21,14 +22,21 @@ def no_compiler(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda network: network)
 
 
-def compared(contestants=None, *, warn=lambda text: None, advance=lambda: None, rounds=2, size=(48, 80)):
+CPU = torch.device("cpu")
+
+
+def compared(
+    contestants=None, *, warn=lambda text: None, advance=lambda: None, precision="float32", ways=None, size=(48, 80)
+):
     return predict.run(
         contestants or {"tiny": predict.untrained(NETWORK, classes=3)},
+        ways=predict.ways_of(CPU, precision) if ways is None else ways,
+        precision=precision,
         size=size,
-        rounds=rounds,
+        rounds=2,
         calls=1,
         threads=1,
-        device=torch.device("cpu"),
+        device=CPU,
         advance=advance,
         warn=warn,
     )
@@ -46,7 +54,7 @@ def test_every_way_of_every_network_is_timed_against_eager(no_compiler):
     assert list(result["networks"]) == ["residual", "mbconv"]
     for name, network in result["networks"].items():
         assert network["network"]["block"] == name
-        assert list(network["timings"]) == list(predict.WAYS) == ["eager", "folded", "compiled", "onnx"]
+        assert list(network["timings"]) == ["eager", "folded", "compiled", "onnx"]
         assert all(0.999 <= share <= 1 for share in network["agreement"].values())
         assert network["timings"]["eager"]["ratios"] == [1, 1]
         assert all(rate > 0 for timing in network["timings"].values() for rate in timing["rates"])
@@ -114,6 +122,19 @@ def test_a_way_that_gives_other_labels_is_not_timed(monkeypatch, no_compiler):
         compared()
 
 
+def test_ways_and_precisions_are_those_of_the_device():
+    assert predict.ways_of(torch.device("cuda"), "bfloat16") == ("eager", "folded", "compiled", "graph")
+    result = compared(ways=["folded"], precision="bfloat16")
+    (network,) = result["networks"].values()
+    assert list(network["timings"]) == ["eager", "folded"]
+    text = predict.markdown(result)
+    assert "at one scale, in\nbfloat16; " in text
+    assert "by onnxruntime" not in text
+    for way in ("graph", "onnx"):
+        with pytest.raises(MmsegError, match=f"--ways: {way} is not to be had on cpu in bfloat16"):
+            compared(ways=[way], precision="bfloat16")
+
+
 def test_a_label_in_a_thousand_may_differ():
     expected_HW = np.zeros((100, 100), dtype=np.uint8)
     found_HW = expected_HW.copy()
@@ -131,7 +152,10 @@ def test_the_command_writes_both_reports(trained, no_compiler, tmp_path):
     assert "mmbconv-s0, trained" in done.out
     done = run_inside("bench", "predict", "--variants", "residual", *small)
     assert done.code == 0, done.err
-    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["predict.json", "predict.md"]
+    done = run_inside("bench", "predict", "--variants", "mbconv", "--precision", "bfloat16", "--ways", "folded", *small)
+    assert done.code == 0, done.err
+    found = sorted(path.name for path in (tmp_path / "report").iterdir())
+    assert found == ["predict-bfloat16.json", "predict-bfloat16.md", "predict.json", "predict.md"]
     result = json.loads((tmp_path / "report" / "predict.json").read_text())
     assert list(result["networks"]) == ["residual of demo, untrained"]
     assert result["networks"]["residual of demo, untrained"]["network"]["block"] == "residual"

@@ -116,6 +116,40 @@ def test_a_network_trains_as_on_the_plain_path(served: list[str], block: str, ac
 
 @here
 @pytest.mark.parametrize(
+    ("block", "activation"),
+    [
+        ("mmbconv", "silu"),
+        ("mmbconv-grouped", "relu"),
+        pytest.param("residual", "relu", marks=pytest.mark.slow),
+        pytest.param("residual", "hardswish", marks=pytest.mark.slow),
+    ],
+)
+def test_a_network_predicts_as_on_the_plain_path(served: list[str], block: str, activation: str) -> None:
+    torch.manual_seed(0)
+    network = build_network(
+        task="segmentation", num_classes=CLASSES, block=block, layout="uniform", width=16, depth=1, levels=3,
+        stem_stride=4, expansion=3, se_ratio=0.25, norm="batch", activation=activation,
+    )  # fmt: skip
+    for buffer in network.buffers():
+        if buffer.is_floating_point():
+            buffer.copy_(torch.rand(buffer.shape) + 0.5)
+    network.to(device=DEVICE, memory_format=torch.channels_last).eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    images_BCHW = torch.rand(2, 3, 36, 52).to(device=DEVICE, memory_format=torch.channels_last)
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with lean.plain_path():
+            plain_BKHW = network(images_BCHW)
+        assert not served
+        logits_BKHW = network(images_BCHW)
+    assert bool(served) == (activation != "hardswish")
+    before_depthwise = any("conv1" in call and "se" not in call for call in served)
+    assert before_depthwise == (block == "mmbconv")  # what a shuffle is part of is left to torch
+    assert relative(logits_BKHW, plain_BKHW) < 1e-5
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@here
+@pytest.mark.parametrize(
     ("channels", "height", "width"),
     [(16, 9, 13), (40, 1, 1), (33, 2, 70), pytest.param(48, 37, 5, marks=pytest.mark.slow)],
 )
@@ -199,6 +233,21 @@ def test_statistics_of_maps_far_from_zero() -> None:
     assert relative(norm_4C[3], (var_C + 1e-5).rsqrt()) < 1e-5
     assert relative(running[0], 0.25 * mean_C) < 1e-6
     assert relative(running[1], 0.75 + 0.25 * exact.var((0, 2, 3))) < 1e-5
+
+
+@here
+@pytest.mark.parametrize("channels", [5, 128, 300])
+def test_a_norm_by_the_statistics_it_keeps(channels: int) -> None:
+    from mmseg_cli.models import kernels
+
+    torch.manual_seed(0)
+    weight_C, bias_C, mean_C, var_C = (torch.rand(channels, device=DEVICE) + 0.1 for _ in range(4))
+    scale_C, shift_C, *rest = kernels.kept_norm(weight_C, bias_C, mean_C, var_C, eps=1e-3)
+    x_C = torch.randn(channels, device=DEVICE)
+    wanted_C = (x_C.double() - mean_C) / (var_C.double() + 1e-3).sqrt() * weight_C + bias_C
+    assert relative(x_C * scale_C + shift_C, wanted_C) < 1e-6
+    assert relative(rest[0], mean_C) < 1e-6
+    assert relative(rest[1], (var_C.double() + 1e-3).rsqrt()) < 1e-6
 
 
 @here

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from mmseg_cli.models import fused, graphs
-from mmseg_cli.models.graphs import Graphed
-from mmseg_cli.models.unet import build_network, recompute_blocks, set_stochastic_depth, training_callable
+from mmseg_cli.models.graphs import Graphed, Replayed
+from mmseg_cli.models.unet import (
+    build_network,
+    inference_callable,
+    recompute_blocks,
+    set_stochastic_depth,
+    training_callable,
+)
 from tests.networks import NETWORK
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -92,6 +99,17 @@ try:
     Graphed(Waiting().cuda(), torch.rand(2, 3, 8, 8, device="cuda"), autocast=None)
 except MmsegError as error:
     print(error)
+
+import warnings
+from mmseg_cli.models.graphs import Replayed
+
+network = Waiting().cuda()
+call = Replayed(network)
+images_BCHW = torch.rand(2, 3, 8, 8).cuda()
+with warnings.catch_warnings(record=True) as said, torch.inference_mode():
+    warnings.simplefilter("always")
+    right = sum(torch.equal(call(images_BCHW), network(images_BCHW)) for _ in range(3))
+print(f"predicts without: {right}, after {'one warning' if len(said) == 1 else said}")
 """
 
 
@@ -100,6 +118,7 @@ def test_what_waits_for_the_device_cannot_be_captured() -> None:
     """In a process of its own: after a failed capture torch 2.11 draws no random numbers on a GPU any more."""
     done = subprocess.run([sys.executable, "-c", WAITING], capture_output=True, text=True, check=True)
     assert "cannot be captured as a CUDA graph" in done.stdout
+    assert "predicts without: 3, after one warning" in done.stdout
 
 
 def test_other_calls_go_to_the_network_and_gradients_are_not_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,6 +144,101 @@ def test_other_calls_go_to_the_network_and_gradients_are_not_overwritten(monkeyp
     for parameter, gradient in before.items():
         assert parameter.grad is not gradient
         assert torch.equal(parameter.grad, gradient)
+
+
+def predictions(*, low: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """Logits of images of three shapes in turn: by graphs from the second round on, and by torch one by one."""
+    network = a_network().eval()
+    for buffer in network.buffers():
+        if buffer.is_floating_point():
+            buffer.copy_(torch.rand(buffer.shape) + 0.5)
+    call = inference_callable(network)
+    found: tuple[list[Tensor], list[Tensor]] = ([], [])
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        for shape in ((1, 3, 40, 56), (2, 3, 64, 32), (1, 3, 33, 47)):
+            images_BCHW = torch.rand(shape, generator=generator).to(device="cuda", memory_format=torch.channels_last)
+            with torch.inference_mode(), torch.autocast("cuda", dtype=torch.bfloat16, enabled=low):
+                found[0].append(call(images_BCHW))
+                found[1].append(network(images_BCHW))
+    return found
+
+
+@gpu
+@pytest.mark.parametrize("low", [False, True])
+def test_graphs_of_several_shapes_predict_as_the_network_does(monkeypatch: pytest.MonkeyPatch, low: bool) -> None:
+    """And to the same bits whether captured or not."""
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        found, plain = predictions(low=low)
+        monkeypatch.setattr(graphs, "SHAPES", 0)
+        launched, _ = predictions(low=low)
+    for one, other, by_torch in zip(found, launched, plain, strict=True):
+        assert torch.equal(one, other)
+        assert one.dtype == torch.float32
+        assert float((one - by_torch).norm() / by_torch.norm()) < (0.02 if low else 1e-5)
+
+
+@gpu
+def test_a_prediction_is_captured_at_its_second_image_and_not_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = a_network().eval()
+    call = inference_callable(network)
+    images_BCHW = torch.rand(1, 3, 40, 56, device="cuda")
+    first = call(images_BCHW)
+    second = call(images_BCHW)
+    monkeypatch.setattr(network.body, "forward", None)
+    third = call(images_BCHW + 1)
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    assert not torch.equal(second, third)
+    with pytest.raises(TypeError):
+        call(images_BCHW[:, :, :32])
+
+
+@pytest.fixture
+def replayed(monkeypatch: pytest.MonkeyPatch) -> tuple[Replayed, list[Any]]:
+    """On a CPU, without the captures: shapes that were captured; "broken" among them makes a capture fail."""
+    taken: list[Any] = []
+
+    class Graph:
+        def __init__(self, call: Any, like_BCHW: Tensor) -> None:
+            if "broken" in taken:
+                raise RuntimeError("operation not permitted when stream is capturing\nand more")
+            taken.append(tuple(like_BCHW.shape))
+
+        def replay(self, x_BCHW: Tensor) -> Tensor:
+            return x_BCHW + 1
+
+    monkeypatch.setattr(graphs, "_Graph", Graph)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    return Replayed(lambda x_BCHW: x_BCHW * 0), taken
+
+
+def test_a_shape_is_captured_when_it_comes_again_and_only_so_many_are(
+    replayed: tuple[Replayed, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call, taken = replayed
+    call._most = 2
+    for size in (1, 2, 3, 1, 2, 3, 1, 2, 3):
+        made = call(torch.ones(1, 3, size, size))
+        assert float(made.max()) == (2 if (1, 3, size, size) in taken else 0)
+    assert taken == [(1, 3, 1, 1), (1, 3, 2, 2)]
+
+
+def test_what_cannot_be_captured_is_said_once_and_predicts_without(replayed: tuple[Replayed, list[Any]]) -> None:
+    call, taken = replayed
+    taken.append("broken")
+    images_BCHW = torch.ones(1, 3, 2, 2)
+    call(images_BCHW)
+    with pytest.warns(UserWarning, match=r"not permitted when stream is capturing\): predicting is slower"):
+        assert float(call(images_BCHW).max()) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for size in (2, 4, 4, 4):
+            assert float(call(torch.ones(1, 3, size, size)).max()) == 0
+
+
+def test_other_networks_predict_as_they_are() -> None:
+    network = a_network(device="cpu").eval()
+    assert inference_callable(network) is network
 
 
 def test_where_there_is_nothing_to_capture_the_network_is_called_itself() -> None:
