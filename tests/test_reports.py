@@ -38,7 +38,11 @@ def test_committed_reports_hold_numbers_and_charts_only(preset: str) -> None:
 
 
 BENCHMARKS = sorted(REPOSITORY.glob("reports/bench/*/*.json"))
-PAGES = {"growth": "growth_report", "start-up": "start_up"}  # the modules that write pages, where not called as these
+PAGES = {  # the modules that write pages, where not called as these
+    "growth": "growth_report",
+    "start-up": "start_up",
+    "predict-bfloat16": "predict",
+}
 
 
 @pytest.mark.parametrize("file", BENCHMARKS, ids=lambda file: f"{file.parent.name}-{file.stem}")

@@ -261,48 +261,48 @@ def run(
     }
 
 
-HEADINGS = ("way", "images/s", f"times {PLAIN}", "95 %", "MFU %", "kept MB/image", "loss differs by")
+MFU = "MFU %"
+HEADINGS = ("way", "images/s", f"times {PLAIN}", "95 %", MFU, "kept MB/image", "loss differs by")
+
+
+def headings(result: dict[str, Any]) -> tuple[str, ...]:
+    """Those of HEADINGS that a report has: those of before have no MFU."""
+    return tuple(heading for heading in HEADINGS if heading != MFU or "matrix_peak" in result)
 
 
 def tables(result: dict[str, Any]) -> dict[str, list[tuple[str, ...]]]:
-    """The rows of each block under HEADINGS."""
+    """The rows of each block under `headings`."""
     found = {}
     for block, parts in result["blocks"].items():
         plain = parts["ways"][PLAIN]["images_per_second"]
         rows: list[tuple[str, ...]] = []
         for name, row in parts["ways"].items():
-            timing = versus(row["images_per_second"], plain)
+            rate, timing = median(row["images_per_second"]), versus(row["images_per_second"], plain)
             kept = row["kept_bytes"] / result["settings"]["batch"] / 1e6
-            rows.append(
-                (
-                    name,
-                    f"{median(row['images_per_second']):.3g}",
-                    f"{timing.ratio:.2f}",
-                    "-" if timing.low is None else f"{timing.low:.2f} - {timing.high:.2f}",
-                    _mfu(result, parts, row),
-                    f"{kept:.1f}" if kept else "-",
-                    f"{row['loss_differs']:.1e}",
-                )
-            )
+            cells = {
+                "way": name,
+                "images/s": f"{rate:.3g}",
+                f"times {PLAIN}": f"{timing.ratio:.2f}",
+                "95 %": "-" if timing.low is None else f"{timing.low:.2f} - {timing.high:.2f}",
+                "kept MB/image": f"{kept:.1f}" if kept else "-",
+                "loss differs by": f"{row['loss_differs']:.1e}",
+            }
+            if "matrix_peak" in result:
+                flops = cost.TRAINING_FLOPS * parts["macs"] * rate
+                cells[MFU] = f"{100 * flops / median(result['matrix_peak']):.1f}"
+            rows.append(tuple(cells[heading] for heading in headings(result)))
         found[block] = rows
     return found
 
 
-def _mfu(result: dict[str, Any], parts: dict[str, Any], row: dict[str, Any]) -> str:
-    """The share of the device's peak, in percent; reports of before have no peak."""
-    if "matrix_peak" not in result:
-        return "-"
-    flops = cost.TRAINING_FLOPS * parts["macs"] * median(row["images_per_second"])
-    return f"{100 * flops / median(result['matrix_peak']):.1f}"
-
-
-def _peak_of(result: dict[str, Any]) -> list[str]:
+def _of_peak(result: dict[str, Any]) -> list[str]:
     if "matrix_peak" not in result:
         return []
     peak = f"{median(result['matrix_peak']) / 1e12:.3g} TFLOP/s"
+    precision = result["settings"]["precision"]
     return [
-        f"MFU is the share of the device's peak, {peak} by products of large matrices, of a step's operations: six for",
-        "each multiply-accumulate.",
+        f"MFU is the share of the device's peak, {peak} by products of large matrices in",
+        f"{precision}, of a step's operations: six for each multiply-accumulate.",
     ]
 
 
@@ -323,14 +323,15 @@ def markdown(result: dict[str, Any]) -> str:
         "`ours` build on each other, the last ones on `ours`. Kept is what autograd keeps for backward, counted, in",
         f"float32. The last column compares the losses of the first {CHECKED_STEPS} steps with the plain way's,",
         f"relative. The network: {network}.",
-        *_peak_of(result),
+        *_of_peak(result),
         f"Machine: {machine}.",
         "",
         *(f"- `{name}`: {what}." for name, what in WAYS.items() if any(name in parts["ways"] for parts in blocks)),
     ]
+    heads = headings(result)
     for block, rows in tables(result).items():
-        rule = "|:--" + "|--:" * (len(HEADINGS) - 1) + "|"
-        lines += ["", f"## {block}", "", "| " + " | ".join(HEADINGS) + " |", rule]
+        rule = "|:--" + "|--:" * (len(heads) - 1) + "|"
+        lines += ["", f"## {block}", "", "| " + " | ".join(heads) + " |", rule]
         lines += ["| " + " | ".join(row) + " |" for row in rows]
         for name, why in result["blocks"][block]["left_out"].items():
             lines += ["", f"Left out: `{name}` ({why})."]

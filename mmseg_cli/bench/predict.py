@@ -259,15 +259,16 @@ def markdown(result: dict[str, Any]) -> str:
     machine = ", ".join(f"{key} {value}" for key, value in result["environment"].items())
     settings = result["settings"]
     height, width = settings["image"]
+    precision = settings.get("precision", "float32")  # which reports of before have not
     each = "image" if settings["calls"] == 1 else "images"
     timed = {way for network in result["networks"].values() for way in (*network["timings"], *network["left_out"])}
     lines = [
         "# Predicting",
         "",
         f"One image of {height}x{width} after the other, from RGB to the class of every pixel, whole, at one scale, in",
-        f"{settings.get('precision', 'float32')}; rounds in turn: {settings['rounds']}, of {settings['calls']} {each}",
-        f"each, after one that does not count; {settings['threads']} threads, device {settings['device']}. Ratios are",
-        f"medians over the rounds, each to `{REFERENCE}` in the same round. Machine: {machine}.",
+        f"{precision}; {settings['rounds']} rounds in turn, of {settings['calls']} {each} each after one that does not",
+        f"count; {settings['threads']} threads, device {settings['device']}. Ratios are medians over the rounds, each",
+        f"to `{REFERENCE}` in the same round. Machine: {machine}.",
         "",
         *(f"- `{way}`: {what}." for way, what in WAYS.items() if way in timed),
     ]

@@ -29,7 +29,7 @@ from mmseg_cli.bench.turns import take_turns, uncounted
 from mmseg_cli.errors import MmsegError, NotCaptured, ran_out
 from mmseg_cli.models import cost
 from mmseg_cli.models.fold import fold_norms
-from mmseg_cli.models.unet import SegmentationNetwork, inference_callable
+from mmseg_cli.models.unet import inference_callable, predicts_at_once
 
 OURS = "ours"
 CHANNELS_LAST = "channels_last"
@@ -90,11 +90,10 @@ def _training(contender: Contender, work: cost.Work) -> Callable[[], None]:
 
 def _inference(contender: Contender, work: cost.Work) -> Callable[[], None]:
     network = contender.build().eval()
-    by_kernels = torch.device(work.device).type == "cuda" and isinstance(network, SegmentationNetwork)
-    if not by_kernels:  # which see to the norms themselves
+    if not predicts_at_once(network, torch.device(work.device)):
         network = contender.fold(network)
     work.place(network)
-    call = inference_callable(network) if by_kernels else network
+    call = inference_callable(network)
     images_BCHW = work.images()
 
     def run() -> None:

@@ -278,7 +278,7 @@ def gains(
             advance=show.advance,
             warn=show.warn,
         )
-    tables = [(title, room.HEADINGS, rows) for title, rows in room.tables(result).items()]
+    tables = [(title, room.headings(result), rows) for title, rows in room.tables(result).items()]
     publish("gains", report, result, room.markdown(result), tables, next_command="mmseg bench train")
 
 

@@ -17,7 +17,7 @@ from mmseg_cli.evaluation import inference
 from mmseg_cli.evaluation.segmenter import PLAIN, Arrays, Protocol, Segmenter
 from mmseg_cli.models import cost
 from mmseg_cli.models.fold import fold_norms
-from mmseg_cli.models.unet import inference_callable
+from mmseg_cli.models.unet import inference_callable, predicts_at_once
 
 AT_ONCE = 8  # windows on a GPU, memory permitting
 PROBE = 256  # pixels of the side of the image by which a network's working memory is counted
@@ -88,7 +88,8 @@ def segmenter(
     Args:
         network: x_BCHW to logits_BKHW of the same size.
         precision: `bfloat16` by autocast; probabilities and what is summed stay float32.
-        fold: fold batch norms into the convolutions before them, in a copy: faster, and equal but for rounding.
+        fold: fold batch norms into the convolutions before them, in a copy: faster, and equal but for rounding. Not
+            where graphs are replayed, whose kernels see to them.
         compile: torch.compile; pays after some images of one size.
         graphs: on an NVIDIA GPU give it all that a network of ours does at one launch, unless it is compiled; hooks of
             its modules are not called then. See :func:`mmseg_cli.models.unet.inference_callable`.
@@ -96,7 +97,9 @@ def segmenter(
         at_once: windows that go through the network together; None is one on a CPU, which gains nothing from more, and
             AT_ONCE elsewhere.
     """
-    network = (fold_norms(network) if fold else network).to(device).eval()
+    if fold and not (graphs and not compile and predicts_at_once(network, device)):
+        network = fold_norms(network)
+    network.to(device).eval()
     network.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     counted = 0 if limit is None else cost.inference_bytes(network, (1, 3, PROBE, PROBE))
     run: Any = network

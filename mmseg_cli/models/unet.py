@@ -364,6 +364,11 @@ def training_callable(
     return Graphed(network, like_BCHW, autocast=autocast)
 
 
+def predicts_at_once(network: nn.Module, device: torch.device) -> bool:
+    """Whether `inference_callable` replays graphs there, whose kernels see to the norms: none need be folded."""
+    return isinstance(network, SegmentationNetwork) and device.type == "cuda" and torch.version.cuda is not None
+
+
 def inference_callable(network: nn.Module) -> Callable[[Tensor], Tensor]:
     """The network as prediction calls it, without gradients: on an NVIDIA GPU at one launch, see `graphs.Replayed`.
 
@@ -372,7 +377,7 @@ def inference_callable(network: nn.Module) -> Callable[[Tensor], Tensor]:
     """
     if not isinstance(network, SegmentationNetwork):
         return network
-    if torch.version.cuda is None or not network.head.classifier.weight.is_cuda:
+    if not predicts_at_once(network, network.head.classifier.weight.device):
         return network
     small = Replayed(lambda x_BCHW: network.head(network.body(x_BCHW)))
     return lambda x_BCHW: enlarged(small(x_BCHW), x_BCHW.shape[-2:])

@@ -48,7 +48,14 @@ def test_every_way_of_every_block_is_checked_and_timed(monkeypatch):
     for rows in gains.tables(result).values():
         assert all(len(row) == len(gains.HEADINGS) for row in rows)
         assert rows[0][2] == "1.00"
+    macs, peak = result["blocks"]["residual"]["macs"], sorted(result["matrix_peak"])[len(result["matrix_peak"]) // 2]
+    rates = sorted(result["blocks"]["residual"]["ways"]["plain"]["images_per_second"])
+    mfu = 100 * 6 * macs * (rates[2] + rates[3]) / 2 / peak
+    assert float(gains.tables(result)["residual"][0][4]) == pytest.approx(mfu, abs=0.06)
     text = gains.markdown(result)
+    assert "MFU is the share of the device's peak" in text
+    del result["matrix_peak"]
+    assert "MFU" not in gains.markdown(result)
     assert all(f"- `{name}`" in text for name in ON_A_CPU)
 
 

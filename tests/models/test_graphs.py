@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmseg_cli.models import fused, graphs
+from mmseg_cli.models import fused, graphs, lean
 from mmseg_cli.models.graphs import Graphed, Replayed
 from mmseg_cli.models.unet import (
     build_network,
@@ -54,7 +54,7 @@ def trained(*, graphed: bool, low: bool, parts: int) -> list[Tensor]:
             losses.append(loss.detach())
         optimizer.step()
         network.eval()  # validation, between two replays
-        with torch.no_grad():
+        with torch.no_grad(), lean.plain_path():
             losses.append(network(like_BCHW).sum())
         network.train()
     return [*network.state_dict().values(), *losses]
