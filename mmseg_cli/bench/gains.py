@@ -205,7 +205,7 @@ def run(
     precision: str,
     advance: Callable[[], None],
     warn: Callable[[str], None],
-) -> dict[str, Any]:
+) -> Iterator[dict[str, Any]]:
     """The whole benchmark, block after block.
 
     Args:
@@ -218,8 +218,8 @@ def run(
         advance: called after each round of each block.
         warn: called with what is left out, and why.
 
-    Returns:
-        The content of the JSON report.
+    Yields:
+        The content of the JSON report, after each block.
 
     Raises:
         MmsegError: a way that this device does not have.
@@ -231,34 +231,23 @@ def run(
     if GRAPH in wanted and device.type != "cuda":
         raise MmsegError("--ways", f"{GRAPH} needs a GPU", "leave it out, or give --device cuda")
     peak = matrix_peak(device, low or torch.float32)
-    found = {
-        block: _block(
-            {**network, "block": block},
-            wanted,
-            classes=classes,
-            work=work,
-            rounds=rounds,
-            advance=advance,
-            warn=warn,
-        )
-        for block in blocks
+    environment = environment_of(device)
+    settings = {
+        "network": dict(network),
+        "size": list(size),
+        "batch": batch,
+        "classes": classes,
+        "rounds": rounds,
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "precision": precision,
+        "turn_seconds": turns.LEAST_SECONDS,
     }
-    return {
-        "environment": environment_of(device),
-        "settings": {
-            "network": dict(network),
-            "size": list(size),
-            "batch": batch,
-            "classes": classes,
-            "rounds": rounds,
-            "threads": torch.get_num_threads(),
-            "device": str(device),
-            "precision": precision,
-            "turn_seconds": turns.LEAST_SECONDS,
-        },
-        "matrix_peak": peak,
-        "blocks": found,
-    }
+    found: dict[str, Any] = {}
+    for block in blocks:
+        body = {**network, "block": block}
+        found[block] = _block(body, wanted, classes=classes, work=work, rounds=rounds, advance=advance, warn=warn)
+        yield {"environment": environment, "settings": settings, "matrix_peak": peak, "blocks": found}
 
 
 MFU = "MFU %"

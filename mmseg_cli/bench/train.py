@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -178,7 +178,7 @@ def run(
     precision: str,
     advance: Callable[[], None],
     warn: Callable[[str], None],
-) -> dict[str, Any]:
+) -> Iterator[dict[str, Any]]:
     """The whole benchmark, peer after peer.
 
     Args:
@@ -192,8 +192,8 @@ def run(
         advance: called after each round, and after each measurement of memory.
         warn: called with what is left out, and why.
 
-    Returns:
-        The content of the JSON report.
+    Yields:
+        The content of the JSON report, after each peer.
 
     Raises:
         NotCaptured: ours cannot be captured as a CUDA graph.
@@ -202,6 +202,16 @@ def run(
     low = torch.bfloat16 if precision == "bfloat16" else None
     work = cost.Work(batch, size[0], size[1], str(device), low)
     peak = matrix_peak(device, low or torch.float32)
+    settings = {
+        "size": list(size),
+        "batch": batch,
+        "classes": classes,
+        "rounds": rounds,
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "precision": precision,
+        "turn_seconds": turns.LEAST_SECONDS,
+    }
     pairs: dict[str, Any] = {}
     left_out: dict[str, str] = {}
     for name in names:
@@ -223,22 +233,13 @@ def run(
                 raise
             left_out[name] = str(error) if ours_says else f"{name}: not enough memory"
             warn(f"left out: {left_out[name]}")
-    return {
-        "environment": environment_of(device) | peers.versions(pairs),
-        "settings": {
-            "size": list(size),
-            "batch": batch,
-            "classes": classes,
-            "rounds": rounds,
-            "threads": torch.get_num_threads(),
-            "device": str(device),
-            "precision": precision,
-            "turn_seconds": turns.LEAST_SECONDS,
-        },
-        "matrix_peak": peak,
-        "pairs": pairs,
-        "left_out": left_out,
-    }
+        yield {
+            "environment": environment_of(device) | peers.versions(pairs),
+            "settings": settings,
+            "matrix_peak": peak,
+            "pairs": pairs,
+            "left_out": left_out,
+        }
 
 
 HEADINGS = (

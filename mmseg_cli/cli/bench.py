@@ -47,6 +47,14 @@ def begin_report(out: Path | None, device: str = "cpu") -> Report:
     return Report(folder, provenance.code_state(Path()))
 
 
+def write(stem: str, report: Report, result: dict[str, Any], page: str) -> None:
+    """Write a benchmark's result, with the commit that it is of, and its page."""
+    from mmseg_cli.files import write_json, write_text
+
+    write_json(report.folder / f"{stem}.json", result | {"code": report.code})
+    write_text(report.folder / f"{stem}.md", page)
+
+
 def publish(
     stem: str,
     report: Report,
@@ -57,7 +65,7 @@ def publish(
     says: Iterable[tuple[str, str]] = (),
     next_command: str | None = None,
 ) -> None:
-    """Write a benchmark's result, with the commit that it is of, and its page, and show its tables.
+    """Write a benchmark's result and its page, and show its tables.
 
     Args:
         stem: of both files' names.
@@ -65,10 +73,8 @@ def publish(
         says: further lines for the end.
     """
     from mmseg_cli.cli import screen
-    from mmseg_cli.files import write_json, write_text
 
-    write_json(report.folder / f"{stem}.json", result | {"code": report.code})
-    write_text(report.folder / f"{stem}.md", page)
+    write(stem, report, result, page)
     for title, headings, rows in tables:
         if rows:
             screen.table(title, headings, rows)
@@ -207,7 +213,7 @@ def train(
     report = begin_report(out, str(where))
     with screen.Screen("bench train", unit="rounds") as show:
         show.begin(total=len(names) * (2 * rounds + 2))
-        result = room.run(
+        for result in room.run(
             names,
             network=network,
             size=(height, width),
@@ -219,7 +225,8 @@ def train(
             precision=precision,
             advance=show.advance,
             warn=show.warn,
-        )
+        ):
+            write("train", report, result, room.markdown(result))  # what is stopped leaves what it has
     tables = [(title, room.headings(title), rows) for title, rows in room.tables(result).items()]
     publish("train", report, result, room.markdown(result), tables, next_command="mmseg bench accuracy")
 
@@ -264,7 +271,7 @@ def gains(
     report = begin_report(out, str(where))
     with screen.Screen("bench gains", unit="rounds") as show:
         show.begin(total=len(chosen) * rounds)
-        result = room.run(
+        for result in room.run(
             chosen,
             wanted,
             network=params.network.model_dump(),
@@ -277,7 +284,8 @@ def gains(
             precision=precision,
             advance=show.advance,
             warn=show.warn,
-        )
+        ):
+            write("gains", report, result, room.markdown(result))  # what is stopped leaves what it has
     tables = [(title, room.headings(result), rows) for title, rows in room.tables(result).items()]
     publish("gains", report, result, room.markdown(result), tables, next_command="mmseg bench train")
 

@@ -1,11 +1,13 @@
 """`mmseg bench gains`: all ways train the same and take turns; no speed is asserted."""
 
 import json
+import signal
 
 import pytest
 import torch
 
 from mmseg_cli.bench import gains
+from mmseg_cli.errors import Interrupted
 from mmseg_cli.models import lean
 from mmseg_cli.models.unet import DecoderLevel
 from tests.conftest import run_inside
@@ -15,7 +17,7 @@ ON_A_CPU = tuple(way for way in gains.WAYS if way != gains.GRAPH)
 
 
 def compared(blocks=("mmbconv", "residual"), ways=ON_A_CPU, warn=lambda text: None):
-    found = gains.run(
+    *_, found = gains.run(
         blocks,
         ways,
         network=NETWORK,
@@ -96,6 +98,25 @@ def test_the_command_writes_its_report(project):
     assert ended.code == 0, ended.err
     result = json.loads((project / "there" / "gains.json").read_text())
     assert list(result["blocks"]["mbconv"]["ways"]) == ["plain", "ours"]
+    assert (project / "there" / "gains.md").read_text() == gains.markdown(result)
+
+
+def test_what_is_stopped_leaves_the_blocks_that_were_done(project, monkeypatch):
+    block = gains._block
+
+    def stopped(network, *arguments, **given):
+        if network["block"] == "mbconv":
+            raise Interrupted("mmseg bench", signal.SIGTERM, "stopped by SIGTERM")
+        return block(network, *arguments, **given)
+
+    monkeypatch.setattr(gains, "_block", stopped)
+    ended = run_inside(
+        "bench", "gains", "--blocks", "residual,mbconv", "--ways", "ours", "--preset", "demo", "--height", 32,
+        "--width", 64, "--batch", 2, "--rounds", 1, "--threads", 1, "--out", "there",
+    )  # fmt: skip
+    assert ended.code == 143, ended.err
+    result = json.loads((project / "there" / "gains.json").read_text())
+    assert list(result["blocks"]) == ["residual"]
     assert (project / "there" / "gains.md").read_text() == gains.markdown(result)
 
 

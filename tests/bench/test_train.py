@@ -33,7 +33,8 @@ def compared(names, **changes):
         "advance": lambda: None,
         "warn": warned.append,
     }
-    return json.loads(json.dumps(train.run(names, **arguments | changes))), warned
+    *_, result = train.run(names, **arguments | changes)
+    return json.loads(json.dumps(result)), warned
 
 
 @pytest.mark.slow
