@@ -290,8 +290,8 @@ def _of_peak(result: dict[str, Any]) -> list[str]:
     peak = f"{median(result['matrix_peak']) / 1e12:.3g} TFLOP/s"
     precision = result["settings"]["precision"]
     return [
-        f"MFU is the share of the device's peak, {peak} by products of large matrices in",
-        f"{precision}, of a step's operations: six for each multiply-accumulate.",
+        "MFU: a step's operations, six for each multiply-accumulate, as a share of the device's peak,",
+        f"{peak} in products of large matrices in {precision}.",
     ]
 
 

@@ -3,7 +3,8 @@
 A step is a whole one: forward, cross entropy at the images' size, backward, SGD with momentum. An inference is one
 image from normalised pixels to logits of its size. Ours and the peer take turns, round by round; each runs in the
 memory layout that was faster for it in a short trial, in training and in inference apart. Ours and, where torch.fx can
-follow them, the peers' networks have their batch norms folded into the convolutions for inference.
+follow them, the peers' networks have their batch norms folded into the convolutions for inference; on a GPU ours does
+what `mmseg predict` does there.
 
 Shapes: B = batch, C = 3 colours, H, W = height, width.
 """
@@ -29,7 +30,7 @@ from mmseg_cli.bench.turns import take_turns, uncounted
 from mmseg_cli.errors import MmsegError, NotCaptured, ran_out
 from mmseg_cli.models import cost
 from mmseg_cli.models.fold import fold_norms
-from mmseg_cli.models.unet import inference_callable, predicts_at_once
+from mmseg_cli.models.unet import predicts_by_graph
 
 OURS = "ours"
 CHANNELS_LAST = "channels_last"
@@ -90,15 +91,14 @@ def _training(contender: Contender, work: cost.Work) -> Callable[[], None]:
 
 def _inference(contender: Contender, work: cost.Work) -> Callable[[], None]:
     network = contender.build().eval()
-    if not predicts_at_once(network, torch.device(work.device)):
+    if not predicts_by_graph(network, torch.device(work.device)):
         network = contender.fold(network)
-    work.place(network)
-    call = inference_callable(network)
-    images_BCHW = work.images()
+    with torch.inference_mode(), cost.true_float32():
+        predict = work.prediction(network)
 
     def run() -> None:
         with torch.inference_mode(), cost.true_float32():
-            work.run(call, images_BCHW)
+            predict()
         work.wait()
 
     return run
@@ -307,8 +307,8 @@ def markdown(result: dict[str, Any]) -> str:
         f"is forward, cross entropy at the images' size, backward and SGD on {settings['batch']} images; inference is",
         "of one image, to logits of its size, with batch norms folded into convolutions where that can be done. Each",
         "network runs in the memory layout (channels_last or contiguous) that was faster for it, on a GPU in bfloat16",
-        "in channels_last. There ours trains and predicts by CUDA graphs, as `mmseg train` and `mmseg predict` do, and",
-        "theirs as its code does. Ours",
+        "in channels_last. There ours trains and predicts by CUDA graphs, as `mmseg train` and `mmseg predict` do (its",
+        "kernels see to batch norms in place of folding), and theirs as its code does. Ours",
         f"and the peer take turns{turns.told(settings)}, {settings['rounds']} rounds; ratios are medians over the",
         "rounds with their 95 % interval, above 1 where ours is faster, or takes more memory.",
         "",

@@ -142,7 +142,7 @@ def predict(
         ),
     ] = None,
 ) -> None:
-    """Images a second of a network as it is and in faster ways, which all give the same labels."""
+    """Images a second of a network as it is and in faster ways, which give the same labels but for rounding."""
     from mmseg_cli import runtime
     from mmseg_cli.bench import predict as room
     from mmseg_cli.cli import screen

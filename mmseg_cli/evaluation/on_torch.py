@@ -17,7 +17,7 @@ from mmseg_cli.evaluation import inference
 from mmseg_cli.evaluation.segmenter import PLAIN, Arrays, Protocol, Segmenter
 from mmseg_cli.models import cost
 from mmseg_cli.models.fold import fold_norms
-from mmseg_cli.models.unet import inference_callable, predicts_at_once
+from mmseg_cli.models.unet import inference_callable, predicts_by_graph
 
 AT_ONCE = 8  # windows on a GPU, memory permitting
 PROBE = 256  # pixels of the side of the image by which a network's working memory is counted
@@ -93,11 +93,11 @@ def segmenter(
         compile: torch.compile; pays after some images of one size.
         graphs: on an NVIDIA GPU give it all that a network of ours does at one launch, unless it is compiled; hooks of
             its modules are not called then. See :func:`mmseg_cli.models.unet.inference_callable`.
-        limit: see `Segmenter`. What graphs hold between two calls comes on top, at most as much again.
+        limit: see `Segmenter`. What graphs hold between two calls comes on top, about as much again at most.
         at_once: windows that go through the network together; None is one on a CPU, which gains nothing from more, and
             AT_ONCE elsewhere.
     """
-    if fold and not (graphs and not compile and predicts_at_once(network, device)):
+    if fold and not (graphs and not compile and predicts_by_graph(network, device)):
         network = fold_norms(network)
     network.to(device).eval()
     network.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

@@ -38,7 +38,7 @@ from mmseg_cli import runtime
 from mmseg_cli.errors import ResourceError, ran_out
 from mmseg_cli.models.blocks import build_block
 from mmseg_cli.models.resizing import enlarged_cross_entropy
-from mmseg_cli.models.unet import inference_callable, predicts_at_once, training_callable
+from mmseg_cli.models.unet import inference_callable, training_callable
 
 TRAINING_FLOPS = 6  # for each multiply-accumulate: two operations forward, and two backward to inputs and to weights
 
@@ -262,8 +262,25 @@ class Work:
 
     def run(self, network: Callable[[Tensor], Tensor], images_BCHW: Tensor) -> Tensor:
         """The network's logits, in its precision."""
-        with torch.autocast(torch.device(self.device).type, dtype=self.autocast, enabled=self.autocast is not None):
+        with self._precision():
             return network(images_BCHW)
+
+    def prediction(self, network: nn.Module) -> Callable[[], Tensor]:
+        """Place a network, and give a call that predicts :meth:`images` by it as `mmseg predict` does.
+
+        Make it, and call it, without gradients and with :func:`true_float32`.
+
+        Raises:
+            NotCaptured: it cannot be captured as a CUDA graph.
+        """
+        self.place(network)
+        images_BCHW = self.images()
+        with self._precision():
+            call = inference_callable(network.eval(), images_BCHW)
+        return lambda: self.run(call, images_BCHW)
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(torch.device(self.device).type, dtype=self.autocast, enabled=self.autocast is not None)
 
     def place(self, network: nn.Module) -> None:
         """Move a network to the device, in the memory format, without the gradients of earlier work."""
@@ -326,18 +343,8 @@ def inference_seconds(
     Returns:
         Name -> seconds of each measured pass, in the order of measurement.
     """
-    images_BCHW = work.images()
-
-    def forward(network: nn.Module) -> Callable[[], object]:
-        work.place(network)
-        call = inference_callable(network.eval())
-        if predicts_at_once(network, images_BCHW.device):
-            for _ in range(2):  # it is captured at the second
-                work.run(call, images_BCHW)
-        return lambda: work.run(call, images_BCHW)
-
     with torch.inference_mode(), true_float32():
-        passes = {name: forward(network) for name, network in networks.items()}
+        passes = {name: work.prediction(network) for name, network in networks.items()}
         return _in_turns(passes, read=time.perf_counter, work=work, rounds=range(-warmup, repeats), advance=advance)
 
 

@@ -38,6 +38,7 @@ class Gated(Protocol):
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 LARGEST = 2**31 - 1  # elements of one image's map: the kernels count in 32 bits there
+PIXELS = 2**24  # of one image's map: its strips are launched as a dimension of a grid, which ends at 65535
 _serves = False
 
 
@@ -81,6 +82,7 @@ def serves(x_BCHW: Tensor, act: nn.Module, between: Sequence[nn.Module]) -> bool
         and type(act) in _ACTIVATIONS
         and x_BCHW.is_contiguous(memory_format=torch.channels_last)
         and x_BCHW.numel() <= x_BCHW.shape[0] * LARGEST
+        and x_BCHW.shape[2] * x_BCHW.shape[3] <= PIXELS
         and (len(between) == 0 or (len(between) == 1 and hasattr(between[0], "gate")))
     )
 

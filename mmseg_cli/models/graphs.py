@@ -7,8 +7,10 @@ It runs the very kernels that it was captured from, on the same memory; those of
 from __future__ import annotations
 
 import gc
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -18,7 +20,8 @@ from torch import Tensor, nn
 from mmseg_cli.errors import NotCaptured, first_line, ran_out
 from mmseg_cli.models import fused
 
-SHAPES = 8  # of images that are captured for prediction: each holds its images and logits
+SHAPES = 12  # of images that are captured for prediction: each holds its images and logits
+_lock = threading.Lock()  # graphs share what they work in
 
 
 class Graphed:
@@ -57,40 +60,58 @@ class Replayed:
     """What a network does without gradients, captured for each shape of images when it comes for the second time.
 
     Before that, and for shapes after the first SHAPES, the same kernels are launched one by one: the same bits,
-    whatever came before. Where a graph cannot be captured, a warning says so, and all is launched one by one.
+    whatever came before. Where a graph cannot be captured, for want of memory, say, a warning tells, and from then on
+    all is launched one by one. One thread at a time replays; a stream of its own has to wait for what it gets.
 
     Args:
-        call: images on a GPU to one tensor; it does the same every time, and weights stay where they are.
+        call: images on a GPU to one tensor; it does the same every time, and all tensors that it reads stay where they
+            are.
     """
 
     def __init__(self, call: Callable[[Tensor], Tensor]) -> None:
         self._call = call
-        self._graphs: dict[Any, _Graph | None] = {}  # None of a shape that was seen once
+        self._seen: set[Any] = set()
+        self._graphs: dict[Any, _Graph] = {}
         self._most = SHAPES
 
     @torch.inference_mode()
     def __call__(self, x_BCHW: Tensor) -> Tensor:
         """What the call gives."""
-        key = (*_key(x_BCHW, torch.is_autocast_enabled("cuda")), torch.get_autocast_dtype("cuda"))
-        with torch.cuda.device(x_BCHW.device), fused.precision_now("cuda"), fused.serving(x_BCHW.device):
-            if key in self._graphs:
-                graph = self._graphs[key] or self._captured(x_BCHW)
-                if graph is not None:
-                    self._graphs[key] = graph
-                    return graph.replay(x_BCHW)
-            elif len(self._graphs) < self._most:
-                self._graphs[key] = None
-            return self._call(x_BCHW)
+        key = _shape_and_precision(x_BCHW)
+        with self._at_work(x_BCHW.device):
+            if key not in self._graphs and key in self._seen and len(self._graphs) < self._most:
+                try:
+                    self._graphs[key] = _Graph(self._call, x_BCHW)
+                except RuntimeError as error:
+                    self._give_up(x_BCHW.device, error)
+            self._seen.add(key)
+            return self._graphs[key].replay(x_BCHW) if key in self._graphs else self._call(x_BCHW)
 
-    def _captured(self, x_BCHW: Tensor) -> _Graph | None:
-        """A graph for such images; None, and none ever after, where that fails."""
-        try:
-            return _Graph(self._call, x_BCHW)
-        except RuntimeError as error:
-            what = f"the network cannot be captured as a CUDA graph ({first_line(error)})"
-            warnings.warn(f"{what}: predicting is slower without", stacklevel=3)
-            self._graphs, self._most = {}, 0
-            return None
+    @torch.inference_mode()
+    def capture(self, like_BCHW: Tensor) -> None:
+        """Capture such images now.
+
+        Raises:
+            NotCaptured: that cannot be done.
+        """
+        with self._at_work(like_BCHW.device):
+            self._call(like_BCHW)
+            try:
+                self._graphs[_shape_and_precision(like_BCHW)] = _Graph(self._call, like_BCHW)
+            except RuntimeError as error:
+                if ran_out(error):
+                    raise
+                raise _not_captured(like_BCHW.device, error, "measure on a CPU, which does without") from error
+
+    @contextmanager
+    def _at_work(self, device: torch.device) -> Iterator[None]:
+        with _lock, torch.cuda.device(device), fused.precision_now("cuda"), fused.serving(device):
+            yield
+
+    def _give_up(self, device: torch.device, error: RuntimeError) -> None:
+        self._graphs, self._most = {}, 0
+        _place.cache_clear()  # torch has left the memory as if something were still captured
+        warnings.warn(f"{_not_captured(device, error, 'predicting is slower without')}", stacklevel=3)
 
 
 class _Graph:
@@ -99,15 +120,15 @@ class _Graph:
     def __init__(self, call: Callable[[Tensor], Tensor], like_BCHW: Tensor) -> None:
         self._given_BCHW = like_BCHW.clone()
         torch.cuda.empty_cache()  # what calls before worked in, which another stream cannot take
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside, memory = _place(like_BCHW.device)
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             call(self._given_BCHW)  # what is built or tried at a first call cannot be captured
+            gc.collect()
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, pool=memory, stream=aside, capture_error_mode="thread_local"):
+                self._made = call(self._given_BCHW)
         torch.cuda.current_stream().wait_stream(aside)
-        gc.collect()
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=_memory(like_BCHW.device), capture_error_mode="thread_local"):
-            self._made = call(self._given_BCHW)
 
     def replay(self, x_BCHW: Tensor) -> Tensor:
         """What the call gives: a copy, as another graph writes into the same memory."""
@@ -117,9 +138,17 @@ class _Graph:
 
 
 @cache
-def _memory(device: torch.device) -> Any:
-    """What all graphs that predict work in, one after the other; only what they give stays."""
-    return torch.cuda.graph_pool_handle()
+def _place(device: torch.device) -> tuple[torch.cuda.Stream, Any]:
+    """Where all graphs that predict are captured, and what they work in, one after the other; what they give stays."""
+    return torch.cuda.Stream(device), torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+
+
+def _shape_and_precision(x_BCHW: Tensor) -> Any:
+    return *_key(x_BCHW, torch.is_autocast_enabled("cuda")), torch.get_autocast_dtype("cuda")
+
+
+def _not_captured(device: torch.device, error: RuntimeError, todo: str) -> NotCaptured:
+    return NotCaptured(str(device), f"the network cannot be captured as a CUDA graph ({first_line(error)})", todo)
 
 
 def _key(x_BCHW: Tensor, mixed: bool) -> Any:
@@ -157,8 +186,7 @@ def _captured(network: nn.Module, like_BCHW: Tensor, autocast: torch.dtype | Non
     except RuntimeError as error:
         if ran_out(error):
             raise
-        what = f"the network cannot be captured as a CUDA graph ({first_line(error)})"
-        raise NotCaptured(str(device), what, "set runtime.compile or runtime.recompute, which do without") from error
+        raise _not_captured(device, error, "set runtime.compile or runtime.recompute, which do without") from error
     finally:
         torch.cuda.set_rng_state(generator, device)
         with torch.no_grad():

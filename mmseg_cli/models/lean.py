@@ -75,11 +75,16 @@ def norm_act_conv(
         between: modules that keep the shape and are cheap to run again: squeeze-excite, a channel shuffle.
     """
     between = [module for module in between if not isinstance(module, nn.Identity)]
-    known = type(conv) is nn.Conv2d and conv.bias is None and not isinstance(conv.padding, str)
-    if known and _fits(x_BCHW, norm, act, between):
-        assert isinstance(conv, nn.Conv2d)
+    if (
+        type(conv) is nn.Conv2d
+        and conv.bias is None
+        and not isinstance(conv.padding, str)
+        and conv.padding_mode == "zeros"
+        and _fits(x_BCHW, norm, act, between)
+    ):
         return _run(x_BCHW, norm, act, between, conv)
-    y_BCHW: Tensor = conv(_in_turn(between, act(norm(x_BCHW))))
+    active_BCHW = act(norm(x_BCHW)) if norm.training else norm_act(x_BCHW, norm, act)
+    y_BCHW: Tensor = conv(_in_turn(between, active_BCHW))
     return y_BCHW
 
 

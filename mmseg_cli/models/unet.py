@@ -325,8 +325,8 @@ class SegmentationNetwork(nn.Module):
 
 def enlarged(logits_BKhw: Tensor, size: Sequence[int]) -> Tensor:
     """Logits of ``size`` (height, width), float32 at least: between two pixels, bfloat16 would make classes equal."""
-    wide = torch.promote_types(logits_BKhw.dtype, torch.float32)
-    return resizing.resize(logits_BKhw.to(wide), size)
+    narrow = logits_BKhw.dtype in (torch.bfloat16, torch.float16)
+    return resizing.resize(logits_BKhw.float() if narrow else logits_BKhw, size)
 
 
 class ClassificationNetwork(nn.Module):
@@ -364,22 +364,30 @@ def training_callable(
     return Graphed(network, like_BCHW, autocast=autocast)
 
 
-def predicts_at_once(network: nn.Module, device: torch.device) -> bool:
+def predicts_by_graph(network: nn.Module, device: torch.device) -> bool:
     """Whether `inference_callable` replays graphs there, whose kernels see to the norms: none need be folded."""
     return isinstance(network, SegmentationNetwork) and device.type == "cuda" and torch.version.cuda is not None
 
 
-def inference_callable(network: nn.Module) -> Callable[[Tensor], Tensor]:
+def inference_callable(network: nn.Module, like_BCHW: Tensor | None = None) -> Callable[[Tensor], Tensor]:
     """The network as prediction calls it, without gradients: on an NVIDIA GPU at one launch, see `graphs.Replayed`.
 
     It is for a segmentation network of ours, from images to ``logits_BKHW`` of their size; another is given as it is.
     It must be in evaluation mode where it runs, and not change any more; hooks of its modules are not called.
+
+    Args:
+        like_BCHW: images of the kind that it will be called with first: captured at once, under the autocast of now.
+
+    Raises:
+        NotCaptured: they cannot be captured.
     """
     if not isinstance(network, SegmentationNetwork):
         return network
-    if not predicts_at_once(network, network.head.classifier.weight.device):
+    if not predicts_by_graph(network, network.head.classifier.weight.device):
         return network
     small = Replayed(lambda x_BCHW: network.head(network.body(x_BCHW)))
+    if like_BCHW is not None:
+        small.capture(like_BCHW)
     return lambda x_BCHW: enlarged(small(x_BCHW), x_BCHW.shape[-2:])
 
 

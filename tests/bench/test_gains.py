@@ -55,7 +55,7 @@ def test_every_way_of_every_block_is_checked_and_timed(monkeypatch):
     mfu = 100 * 6 * macs * (rates[2] + rates[3]) / 2 / peak
     assert float(gains.tables(result)["residual"][0][4]) == pytest.approx(mfu, abs=0.06)
     text = gains.markdown(result)
-    assert "MFU is the share of the device's peak" in text
+    assert "MFU: a step's operations" in text
     del result["matrix_peak"]
     assert "MFU" not in gains.markdown(result)
     assert all(f"- `{name}`" in text for name in ON_A_CPU)

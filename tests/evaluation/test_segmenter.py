@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmseg_cli.errors import MmsegError, ResourceError
-from mmseg_cli.evaluation import inference
+from mmseg_cli.evaluation import inference, on_torch
 from mmseg_cli.evaluation.on_torch import segmenter
 from mmseg_cli.evaluation.segmenter import PLAIN, Arrays, Plan, Protocol, Segmenter
 from mmseg_cli.evaluation.windows import taps, windows
@@ -387,6 +387,19 @@ def test_a_whole_image_is_predicted_whole_as_soon_as_it_fits():
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "window=None" in done.stderr
     assert 0.5 < float(done.stdout) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "folded"),
+    [({}, False), ({"graphs": False}, True), ({"compile": True}, True)],
+)
+def test_norms_are_folded_where_no_graph_sees_to_them(monkeypatch, changes, folded):
+    calls = []
+    monkeypatch.setattr(on_torch, "predicts_by_graph", lambda network, device: True)
+    monkeypatch.setattr(on_torch, "fold_norms", lambda network: calls.append("folded") or network)
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    on_torch.segmenter(UNET, classes=CLASSES, device=CPU, fold=True, **changes)
+    assert bool(calls) == folded
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
