@@ -451,7 +451,7 @@ def run(
 
 
 def _elsewhere(number: int, why: str) -> MmsegError:
-    runs = "1 run is" if number == 1 else f"{number} runs are"
+    runs = "1 run was" if number == 1 else f"{number} runs were"
     return MmsegError(
-        "bench accuracy", f"{runs} being trained by other processes, and {why}", "run it again after them"
+        "bench accuracy", f"{runs} left to other processes that train, and {why}", "run it again after them"
     )

@@ -149,7 +149,7 @@ def test_processes_share_the_work_and_none_is_done_twice(prepared, small):
     lines = []
     with (
         runtime.only_one(taken.with_suffix(".lock")),
-        pytest.raises(MmsegError, match="1 run is being trained by other processes, and the report needs all"),
+        pytest.raises(MmsegError, match="1 run was left to other processes that train, and the report needs all"),
     ):
         compared(prepared, note=lines.append)
     assert len(lines) == len(first["trials"]) * 2 + len(others)  # it went on with the rest
