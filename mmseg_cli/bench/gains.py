@@ -232,17 +232,7 @@ def run(
         raise MmsegError("--ways", f"{GRAPH} needs a GPU", "leave it out, or give --device cuda")
     peak = matrix_peak(device, low or torch.float32)
     environment = environment_of(device)
-    settings = {
-        "network": dict(network),
-        "size": list(size),
-        "batch": batch,
-        "classes": classes,
-        "rounds": rounds,
-        "threads": torch.get_num_threads(),
-        "device": str(device),
-        "precision": precision,
-        "turn_seconds": turns.LEAST_SECONDS,
-    }
+    settings = {"network": dict(network)} | turns.settings_of(work, classes=classes, rounds=rounds)
     found: dict[str, Any] = {}
     for block in blocks:
         body = {**network, "block": block}

@@ -202,16 +202,7 @@ def run(
     low = torch.bfloat16 if precision == "bfloat16" else None
     work = cost.Work(batch, size[0], size[1], str(device), low)
     peak = matrix_peak(device, low or torch.float32)
-    settings = {
-        "size": list(size),
-        "batch": batch,
-        "classes": classes,
-        "rounds": rounds,
-        "threads": torch.get_num_threads(),
-        "device": str(device),
-        "precision": precision,
-        "turn_seconds": turns.LEAST_SECONDS,
-    }
+    settings = turns.settings_of(work, classes=classes, rounds=rounds)
     pairs: dict[str, Any] = {}
     left_out: dict[str, str] = {}
     for name in names:

@@ -8,6 +8,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
+
+from mmseg_cli.models.cost import Work
+
 LEAST_SECONDS = 0.5  # of a turn whose calls are not given: a GPU's step of 40 ms is at the mercy of the host
 
 
@@ -60,6 +64,20 @@ def take_turns(
     return {
         name: Timing(own, [mine / other for mine, other in zip(own, rates[reference], strict=True)])
         for name, own in rates.items()
+    }
+
+
+def settings_of(work: Work, *, classes: int, rounds: int) -> dict[str, object]:
+    """What a report says of steps that were timed in turns of LEAST_SECONDS."""
+    return {
+        "size": [work.height, work.width],
+        "batch": work.batch,
+        "classes": classes,
+        "rounds": rounds,
+        "threads": torch.get_num_threads(),
+        "device": work.device,
+        "precision": "float32" if work.autocast is None else str(work.autocast).removeprefix("torch."),
+        "turn_seconds": LEAST_SECONDS,
     }
 
 

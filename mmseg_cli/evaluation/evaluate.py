@@ -39,8 +39,7 @@ from mmseg_cli.evaluation.evidence import Collector, Counts, Evidence
 from mmseg_cli.evaluation.segmenter import Protocol, Segmenter
 from mmseg_cli.files import new_folder, require_writable, sha256, write_json
 from mmseg_cli.models import weights
-from mmseg_cli.models.fold import fold_norms
-from mmseg_cli.models.unet import SegmentationNetwork, predicts_by_graph
+from mmseg_cli.models.unet import SegmentationNetwork
 
 PREDICTIONS = "predictions"  # in the page's folder: a PNG for each image
 TOLERANCE = 1e-9  # between our IoU and the benchmark's
@@ -171,8 +170,8 @@ def evaluate(
     if run_official:
         official.require_space(space, where="evaluate.official")
     # Once for all: what is derived from it shares its weights.
-    folded = fold and (compile or not predicts_by_graph(trained, device))
-    whole = cast(SegmentationNetwork, fold_norms(trained) if folded else trained)
+    folded = on_torch.folded(trained, device=device, by_graph=not compile) if fold else trained
+    whole = cast(SegmentationNetwork, folded)
     heads = branches.heads_of(run, whole) if with_branches else {}
     make = partial(
         on_torch.segmenter,

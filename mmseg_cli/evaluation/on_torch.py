@@ -88,8 +88,7 @@ def segmenter(
     Args:
         network: x_BCHW to logits_BKHW of the same size.
         precision: `bfloat16` by autocast; probabilities and what is summed stay float32.
-        fold: fold batch norms into the convolutions before them, in a copy: faster, and equal but for rounding. Not
-            where graphs are replayed, whose kernels see to them.
+        fold: see `folded`: faster, and equal but for rounding.
         compile: torch.compile; pays after some images of one size.
         graphs: on an NVIDIA GPU give it all that a network of ours does at one launch, unless it is compiled; hooks of
             its modules are not called then. See :func:`mmseg_cli.models.unet.inference_callable`.
@@ -97,8 +96,8 @@ def segmenter(
         at_once: windows that go through the network together; None is one on a CPU, which gains nothing from more, and
             AT_ONCE elsewhere.
     """
-    if fold and not (graphs and not compile and predicts_by_graph(network, device)):
-        network = fold_norms(network)
+    if fold:
+        network = folded(network, device=device, by_graph=graphs and not compile)
     network.to(device).eval()
     network.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     counted = 0 if limit is None else cost.inference_bytes(network, (1, 3, PROBE, PROBE))
@@ -128,6 +127,15 @@ def segmenter(
         limit=limit,
         at_once=at_once or (1 if device.type == "cpu" else AT_ONCE),
     )
+
+
+def folded(network: nn.Module, *, device: torch.device, by_graph: bool) -> nn.Module:
+    """A copy with batch norms folded into the convolutions before them; as it is where graphs' kernels see to them.
+
+    Args:
+        by_graph: whether graphs are replayed where that can be done.
+    """
+    return network if by_graph and predicts_by_graph(network, device) else fold_norms(network)
 
 
 def free_memory(device: torch.device) -> int:

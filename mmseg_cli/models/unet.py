@@ -381,9 +381,9 @@ def inference_callable(network: nn.Module, like_BCHW: Tensor | None = None) -> C
     Raises:
         NotCaptured: they cannot be captured.
     """
-    if not isinstance(network, SegmentationNetwork):
-        return network
-    if not predicts_by_graph(network, network.head.classifier.weight.device):
+    if not (
+        isinstance(network, SegmentationNetwork) and predicts_by_graph(network, network.head.classifier.weight.device)
+    ):
         return network
     small = Replayed(lambda x_BCHW: network.head(network.body(x_BCHW)))
     if like_BCHW is not None:
